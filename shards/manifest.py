@@ -1,0 +1,174 @@
+"""manifest.json: what a packed data set holds. It is published last, so its presence means the set is complete."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+NAME = "manifest.json"
+FORMAT = "vaedist-shards-1"
+SPLITS = ("train", "valid", "test")  # the values 0, 1, 2 of list_eval_partition
+INDEX = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("length", "<u4"), ("crc32", "<u4"), ("image", "<u4")])
+
+
+class ShardError(Exception):
+    """Something about a data set that its user can mend; the message is one line saying what, where and how."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """A file of the set: its name inside the directory, its size in bytes and the sha256 of its bytes in hex."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard(File):
+    """A tar of the set and the number of samples in it."""
+
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """`count` samples in `shards`, in order; `arrays` by name: index, labels, and factors, identity, landmarks, bbox
+    where the source has them. Row i of every array belongs to sample i."""
+
+    count: int
+    shards: tuple[Shard, ...]
+    arrays: dict[str, File]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A complete set: every image is `height` x `width`; labels are columns of `attributes`, 0 or 1."""
+
+    directory: Path
+    digest: str  # sha256 of manifest.json, hex: the identity of the whole set
+    name: str
+    encoding: str
+    height: int
+    width: int
+    attributes: tuple[str, ...]
+    factors: tuple[str, ...]
+    splits: dict[str, Split]
+    source: dict[str, str]  # what the set was made from: file or listing -> sha256, or a generator's arguments
+
+    def split(self, name: str) -> Split:
+        """The split of that name; ShardError lists those there are."""
+        if name not in self.splits:
+            raise ShardError(f"{self.directory}: no split {name!r}; this set has {', '.join(self.splits)}")
+        return self.splits[name]
+
+    def shard_path(self, split: str, number: int) -> Path:
+        """Where shard `number` (the index's column `shard`) of a split lies."""
+        return self.directory / self.split(split).shards[number].name
+
+    def array(self, split: str, name: str) -> np.ndarray:
+        """A split's array as a read-only memory map, one row a sample; see `Split.arrays` for the names.
+
+        ShardError if the set has no such array or the file on disk is not the one the manifest describes by size.
+        """
+        arrays = self.split(split).arrays
+        if name not in arrays:
+            raise ShardError(f"{self.directory}: split {split!r} has no array {name!r}; it has {', '.join(arrays)}")
+        path = self.directory / arrays[name].name
+        check_size(path, arrays[name].bytes)
+        try:
+            array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        except ValueError as error:
+            raise ShardError(f"{path}: not a numpy array file ({error}); pack the set again") from None
+        if len(array) != self.splits[split].count:
+            raise ShardError(f"{path}: {len(array)} rows for {self.splits[split].count} samples; pack the set again")
+        return array
+
+
+def read(directory: Path | str) -> Manifest:
+    """The manifest of a packed set. ShardError if there is none, or it cannot be read."""
+    directory = Path(directory)
+    path = directory / NAME
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        what = "incomplete (no manifest.json)" if directory.is_dir() else "there is no such data set"
+        raise ShardError(f"{directory}: {what}; make it with `python -m shards pack celeba SRC {directory}`") from None
+    except OSError as error:
+        raise ShardError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        return _parse(directory, data)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ShardError(f"{path}: damaged or of another version ({reason}); pack the set again") from None
+
+
+def write(manifest: Manifest) -> Manifest:
+    """Publish manifest.json atomically in `manifest.directory`; returns the manifest as read back, with its digest."""
+    fields = asdict(manifest)
+    del fields["directory"], fields["digest"]
+    text = json.dumps({"format": FORMAT, **fields}, indent=1) + "\n"
+    with replacing(manifest.directory / NAME) as stream:
+        stream.write(text.encode())
+    return read(manifest.directory)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A new binary file that takes the name `path` only once it is whole and on the disk; on an error it vanishes."""
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        with draft.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(path)
+        sync_directory(path.parent)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames inside a directory durable."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_size(path: Path, size: int) -> None:
+    """ShardError unless `path` is a file of exactly `size` bytes."""
+    try:
+        found = path.stat().st_size
+    except FileNotFoundError:
+        raise ShardError(f"{path}: missing; pack the set again") from None
+    if found != size:
+        raise ShardError(f"{path}: {found} bytes where the manifest says {size}; pack the set again")
+
+
+def _parse(directory: Path, data: bytes) -> Manifest:
+    fields: dict[str, Any] = json.loads(data)
+    found = fields.pop("format")
+    if found != FORMAT:
+        raise ValueError(f"format {found!r}, this program reads {FORMAT!r}")
+    splits = {
+        name: Split(
+            count=split["count"],
+            shards=tuple(Shard(**shard) for shard in split["shards"]),
+            arrays={key: File(**array) for key, array in split["arrays"].items()},
+        )
+        for name, split in fields.pop("splits").items()
+    }
+    attributes, factors = tuple(fields.pop("attributes")), tuple(fields.pop("factors"))
+    digest = hashlib.sha256(data).hexdigest()
+    return Manifest(
+        directory=directory, digest=digest, splits=splits, attributes=attributes, factors=factors, **fields
+    )
