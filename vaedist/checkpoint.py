@@ -1,0 +1,181 @@
+"""The state of a run as directories of safetensors and JSON that say nothing of processes, devices or precision."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from vaedist.config import bounded
+
+STATE, WEIGHTS, OPTIMIZER = "state.json", "weights.safetensors", "optimizer.safetensors"
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be used; the message is one line for the user."""
+
+
+@dataclass
+class Progress:
+    """The one clock of a run: optimiser steps made, and images consumed by all ranks together."""
+
+    step: int = 0
+    seen: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    every: int = bounded(1000, at_least=1)      # steps; the last step is always saved
+    keep: int = bounded(3, at_least=1)          # the newest so many
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What `Checkpoints.newest` found on disk, its checksums verified."""
+
+    path: Path
+    progress: Progress
+    meters: list[dict[str, float]]
+    data: str
+    recipe: dict[str, Any]
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+
+    def restore(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Puts weights and moments, by parameter name, in place. Raises CheckpointError when the names differ."""
+        try:
+            objective.load_state_dict(self.weights)
+        except RuntimeError as error:
+            raise CheckpointError(f"{self.path}: the weights are of another model: {error}") from error
+        for name, parameter in _parameters(objective, optimizer):
+            keys = [key for key in self.moments if key.rpartition("/")[0] == name]
+            optimizer.state[parameter] = {
+                key.rpartition("/")[2]: _like(self.moments[key], parameter) for key in keys
+            }
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of a run under `directory`: step-00001000/ and so on.
+
+    A checkpoint is written under a draft name, synced, and renamed once: under its final name it is whole.
+    """
+
+    directory: Path
+    keep: int
+
+    def save(
+        self,
+        objective: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        progress: Progress,
+        meters: list[dict[str, float]],
+        data: str,
+        recipe: dict[str, Any],
+    ) -> Path:
+        """Writes the state after `progress.step` steps; rank 0 alone calls it."""
+        moments = {
+            f"{name}/{key}": value
+            for name, parameter in _parameters(objective, optimizer)
+            for key, value in optimizer.state[parameter].items()
+        }
+        files = {WEIGHTS: save(_plain(objective.state_dict())), OPTIMIZER: save(_plain(moments))}
+        state = {
+            "progress": asdict(progress),
+            "meters": meters,
+            "data": data,
+            "recipe": recipe,
+            "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        }
+        files[STATE] = json.dumps(state, indent=1).encode()
+
+        final = self.directory / f"step-{progress.step:08d}"
+        draft = self.directory / f".{final.name}.draft"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        for name, content in files.items():
+            with (draft / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        _sync_directory(draft)
+        if final.exists():      # a corrupt one that the resume passed over
+            shutil.rmtree(final)
+        draft.rename(final)
+        _sync_directory(self.directory)
+        for old in self._newest_first()[self.keep :]:
+            shutil.rmtree(old)
+        return final
+
+    def newest(self, warn: Callable[[str], None]) -> Snapshot | None:
+        """The newest whole checkpoint; drafts and corrupt ones are named in a warning and passed over.
+
+        Raises CheckpointError when there are checkpoints and none of them is whole.
+        """
+        for draft in self.directory.glob(".step-*.draft"):
+            warn(f"{draft}: a checkpoint that was being written when the run died; ignored")
+        candidates = self._newest_first()
+        for path in candidates:
+            try:
+                return _read(path)
+            except CheckpointError as error:
+                warn(f"{error}; trying the one before it")
+        if candidates:
+            raise CheckpointError(f"{self.directory}: no checkpoint is whole; move the run directory away to start anew")
+        return None
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.directory.glob("step-*"), reverse=True)
+
+
+def _read(path: Path) -> Snapshot:
+    try:
+        state = json.loads((path / STATE).read_bytes())
+        content = {name: (path / name).read_bytes() for name in (WEIGHTS, OPTIMIZER)}
+        for name, data in content.items():
+            if hashlib.sha256(data).hexdigest() != state["sha256"][name]:
+                raise CheckpointError(f"{path / name}: the checksum differs")
+        return Snapshot(
+            path=path,
+            progress=Progress(**state["progress"]),
+            meters=state["meters"],
+            data=state["data"],
+            recipe=state["recipe"],
+            weights=load(content[WEIGHTS]),
+            moments=load(content[OPTIMIZER]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a whole checkpoint ({type(error).__name__}: {error})") from error
+
+
+def _parameters(objective: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
+    names = {id(parameter): name for name, parameter in objective.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            yield names[id(parameter)], parameter
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """A moment in the parameter's precision; Adam's scalar step count stays float32."""
+    return value.to(parameter.device, parameter.dtype if value.ndim else value.dtype)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

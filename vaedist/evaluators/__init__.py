@@ -1,0 +1,80 @@
+"""Looks at the model between steps, one file per evaluator: `run(subject)` yields (name, number or picture)."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from vaedist.config import available, bounded
+from vaedist.data.store import Store
+from vaedist.data.stream import shares, to_float
+from vaedist.noise import Noise
+from vaedist.objectives import Objective
+from vaedist.world import World
+
+Picture = np.ndarray  # uint8 [H, W, 3]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    every: int = bounded(10_000, at_least=1)        # steps; the last step is always evaluated
+    names: tuple[str, ...] = ("elbo", "reconstructions", "samples", "traversals")
+    batch: int = bounded(256, at_least=1)           # held-out images at a time, of all ranks together
+
+    def __post_init__(self) -> None:
+        known = available(__name__)
+        for name in self.names:
+            if name not in known:
+                raise ValueError(f"names: no evaluator {name!r}, there are {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model under evaluation and the held-out images; all ranks run every evaluator together."""
+
+    objective: Objective
+    held_out: Store
+    world: World
+    device: torch.device
+    dtype: torch.dtype
+    seed: int
+    batch: int
+    autocast: Callable[[], AbstractContextManager[Any]]
+
+    def images(self, ids: np.ndarray) -> tuple[Tensor, Noise]:
+        """Held-out images [n, C, H, W] in the model's pixel range, and noise that belongs to them for ever."""
+        images = self.held_out.gather(ids).to(self.device)
+        return to_float(images, self.dtype, self.objective.vae.pixel_range), self.noise(ids)
+
+    def noise(self, ids: np.ndarray) -> Noise:
+        return Noise(self.seed, torch.from_numpy(ids).to(self.device)).fork("evaluation")
+
+    def share(self, count: int) -> Iterator[tuple[Tensor, Noise]]:
+        """This rank's share of the first `count` held-out images, batch by batch."""
+        for ids in shares(count, self.world.rank, self.world.size, self.batch):
+            if len(ids):
+                yield self.images(ids)
+
+    def grid(self, decoded: Tensor, columns: int) -> Picture:
+        """Images in the model's pixel range, [n, C, H, W], as one picture."""
+        low, high = self.objective.vae.pixel_range
+        unit = ((decoded.float() - low) / (high - low)).clamp(0, 1)
+        grid = make_grid(unit, nrow=columns, padding=2, pad_value=1.0)
+        return (grid * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+
+def run(config: Config, subject: Subject) -> dict[str, float | Picture]:
+    """Everything the named evaluators yield, with the model in evaluation mode and without gradient."""
+    results: dict[str, float | Picture] = {}
+    subject.objective.eval()
+    with torch.no_grad(), subject.autocast():
+        for name in config.names:
+            results.update(import_module(f"{__name__}.{name}").run(subject))
+    subject.objective.train()
+    return results

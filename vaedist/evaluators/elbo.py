@@ -1,0 +1,23 @@
+"""The held-out ELBO: every image of the validation split once, one draw of z each, whatever the number of ranks."""
+
+from collections.abc import Iterator
+
+import torch
+
+from vaedist import gaussian
+from vaedist.evaluators import Subject
+
+
+def run(subject: Subject) -> Iterator[tuple[str, float]]:
+    objective = subject.objective
+    count = subject.held_out.count
+    sums = torch.zeros(2, dtype=torch.float64, device=subject.device)
+    for images, noise in subject.share(count):
+        mu, logvar, z = objective.posterior(images, noise)
+        recon = objective.likelihood.nll(objective.vae.decode(z, noise), images)
+        kl = gaussian.kl(mu, logvar).sum(1)
+        sums += torch.stack([recon, kl]).double().sum(1)
+    recon, kl = (subject.world.sum(sums) / count).tolist()
+    yield "recon", recon
+    yield "kl", kl
+    yield "elbo", -(recon + kl)

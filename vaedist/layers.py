@@ -1,0 +1,68 @@
+"""Layers whose result does not depend on how the batch is spread over processes."""
+
+import torch
+from torch import Tensor, nn
+
+from vaedist.noise import Noise
+from vaedist.world import World
+
+
+class Sequential(nn.Sequential):
+    """nn.Sequential that hands the rows' noise to the layers that draw some."""
+
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        for layer in self:
+            x = layer(x, noise) if isinstance(layer, Dropout) else layer(x)
+        return x
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask is keyed by the sample and by `name`, which must be unique within a network."""
+
+    def __init__(self, probability: float, name: str) -> None:
+        super().__init__()
+        self.probability, self.name = probability, name
+
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        if not self.training:
+            return x
+        dropped = noise.chance(f"dropout/{self.name}", x[0].numel(), self.probability)
+        return x.masked_fill(dropped.view_as(x), 0) / (1 - self.probability)
+
+    def extra_repr(self) -> str:
+        return f"{self.probability}, {self.name!r}"
+
+
+class BatchNorm2d(nn.Module):
+    """Batch normalisation with the statistics of the rows of all ranks (Ioffe & Szegedy 2015, Algorithm 1).
+
+    torch's SyncBatchNorm refuses CPUs. Statistics are float32 or wider whatever the activations are. Under
+    accumulation they are those of one micro-batch. Only passes with gradient move the running averages.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, features: int, world: World, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.world, self.eps, self.momentum = world, eps, momentum
+        self.weight = nn.Parameter(torch.ones(features))
+        self.bias = nn.Parameter(torch.zeros(features))
+        self.register_buffer("running_mean", torch.zeros(features))
+        self.register_buffer("running_var", torch.ones(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(self.running_mean.dtype)
+        mean, var = self._batch_statistics(wide) if self.training else (self.running_mean, self.running_var)
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        return ((wide - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+    def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean = self.world.mean(x.mean((0, 2, 3)))
+        var = self.world.mean((x - mean[:, None, None]).square().mean((0, 2, 3)))
+        if torch.is_grad_enabled():
+            count = self.world.size * x.numel() // x.shape[1]
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        return mean, var

@@ -1,0 +1,61 @@
+"""The terms of the steps since the last log line, read from the device only when somebody wants to see them."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vaedist.world import World
+
+
+class DivergedError(Exception):
+    """A term became NaN or infinite."""
+
+
+@dataclass
+class Meters:
+    """Means over the rows of all ranks, step by step.
+
+    `rows` are the steps already reduced, plain numbers that a checkpoint carries along, so that the first log line after
+    a resume is the mean over the same steps. The reduction over ranks sums in float64, which is exact for float32
+    terms: how many steps are reduced together does not change a bit.
+    """
+
+    world: World
+    rows: list[dict[str, float]] = field(default_factory=list)
+    _micros: list[Tensor] = field(default_factory=list)
+    _steps: list[Tensor] = field(default_factory=list)
+    _names: tuple[str, ...] = ()
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """The terms of one micro-batch, scalars."""
+        self._names = tuple(terms)
+        self._micros.append(torch.stack([term.detach().double() for term in terms.values()]))
+
+    def end_step(self) -> None:
+        self._steps.append(torch.stack(self._micros).mean(0))
+        self._micros.clear()
+
+    def reduce(self, step: int) -> None:
+        """Brings `rows` up to `step`, the step just ended; every rank must call it. Raises DivergedError."""
+        if not self._steps:
+            return
+        first = step - len(self._steps) + 1
+        values = self.world.mean(torch.stack(self._steps)).tolist()
+        self._steps.clear()
+        for number, row in enumerate(values, first):
+            terms = dict(zip(self._names, row, strict=True))
+            bad = [f"{name}={value}" for name, value in terms.items() if not math.isfinite(value)]
+            if bad:
+                raise DivergedError(
+                    f"step {number}: {', '.join(bad)}; nothing of this step was saved: "
+                    "resume from the last checkpoint with a lower optimizer.lr, or with train.precision=fp32"
+                )
+            self.rows.append(terms)
+
+    def take_means(self, step: int) -> dict[str, float]:
+        """Mean of every term over the steps since the last call; every rank must call it."""
+        self.reduce(step)
+        rows, self.rows = self.rows, []
+        return {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]}

@@ -1,0 +1,39 @@
+"""The 64x64 network of the disentangling literature (Burgess et al. 2018, section 4.1 and appendix)."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from vaedist.config import bounded
+from vaedist.layers import Sequential
+from vaedist.models import VAE, require_size
+from vaedist.world import World
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    latent: int = bounded(10, at_least=1)
+
+    def build(self, shape: tuple[int, int, int], world: World) -> VAE:
+        require_size("burgess64", 64, shape)
+        encoder = Sequential(
+            nn.Conv2d(shape[0], 32, 4, stride=2, padding=1), nn.ReLU(),
+            nn.Conv2d(32, 32, 4, stride=2, padding=1), nn.ReLU(),
+            nn.Conv2d(32, 32, 4, stride=2, padding=1), nn.ReLU(),
+            nn.Conv2d(32, 32, 4, stride=2, padding=1), nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(32 * 4 * 4, 256), nn.ReLU(),
+            nn.Linear(256, 256), nn.ReLU(),
+            nn.Linear(256, 2 * self.latent),
+        )  # fmt: skip
+        decoder = Sequential(
+            nn.Linear(self.latent, 256), nn.ReLU(),
+            nn.Linear(256, 256), nn.ReLU(),
+            nn.Linear(256, 32 * 4 * 4), nn.ReLU(),
+            nn.Unflatten(1, (32, 4, 4)),
+            nn.ConvTranspose2d(32, 32, 4, stride=2, padding=1), nn.ReLU(),
+            nn.ConvTranspose2d(32, 32, 4, stride=2, padding=1), nn.ReLU(),
+            nn.ConvTranspose2d(32, 32, 4, stride=2, padding=1), nn.ReLU(),
+            nn.ConvTranspose2d(32, shape[0], 4, stride=2, padding=1),
+        )  # fmt: skip
+        return VAE(encoder, decoder, latent=self.latent)

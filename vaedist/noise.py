@@ -1,0 +1,64 @@
+"""Counter-based random numbers: the number at (seed, purpose, position, column) is a hash of exactly that.
+
+No generator state exists, so nothing of it is saved, and a row's numbers are the same on whatever rank, device or
+micro-batch that row is computed.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vaedist.data.order import fork
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+GOLDEN, MIX1, MIX2 = (_signed(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def _shift(bits: Tensor, by: int) -> Tensor:
+    """Logical right shift: int64 is torch's only 64-bit integer with full arithmetic, and its >> drags the sign."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """The finaliser of splitmix64 (Steele, Lea & Flood 2014), on int64 with wrap-around."""
+    bits = (bits ^ _shift(bits, 30)) * MIX1
+    bits = (bits ^ _shift(bits, 27)) * MIX2
+    return bits ^ _shift(bits, 31)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The random numbers of some rows; `positions` int64 [...] says how many images came before each row."""
+
+    seed: int
+    positions: Tensor
+
+    def __getitem__(self, rows: int | slice | Tensor) -> "Noise":
+        return replace(self, positions=self.positions[rows])
+
+    def fork(self, name: str) -> "Noise":
+        """Independent numbers for the same rows."""
+        return replace(self, seed=fork(self.seed, name))
+
+    def bits(self, purpose: str, columns: int) -> Tensor:
+        """64 random bits each, int64 [..., columns]."""
+        rows = _mix(self.positions * GOLDEN + _signed(fork(self.seed, purpose)))
+        column = torch.arange(1, columns + 1, device=rows.device)
+        return _mix(rows[..., None] + column * GOLDEN)
+
+    def normal(self, purpose: str, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Standard normal deviates [..., columns], by the inverse distribution function.
+
+        Computed in float64 and rounded once, so that vector and scalar code paths of a device give the same number.
+        """
+        uniform = (_shift(self.bits(purpose, columns), 11).double() + 0.5) * 2.0**-53
+        return torch.special.ndtri(uniform).to(dtype)
+
+    def chance(self, purpose: str, columns: int, probability: float) -> Tensor:
+        """True with `probability` (rounded to 2^-24), bool [..., columns]."""
+        return _shift(self.bits(purpose, columns), 40) < round(probability * 2**24)

@@ -1,0 +1,90 @@
+"""FactorVAE (Kim & Mnih 2018, Algorithm 2)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from vaedist import objectives
+from vaedist.config import bounded
+from vaedist.models import VAE, widen
+from vaedist.noise import Noise
+from vaedist.world import World
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discriminator:
+    """The density-ratio network and its Adam (Kim & Mnih 2018, appendix A; lr 1e-4 for dSprites)."""
+
+    layers: int = bounded(6, at_least=1)
+    width: int = bounded(1000, at_least=1)
+    lr: float = bounded(1e-5, above=0)
+    betas: tuple[float, float] = (0.5, 0.9)
+
+    def build(self, latent: int) -> nn.Sequential:
+        """An MLP [rows, latent] -> two logits: z is from q(z), z is from the product of its marginals."""
+        widths = [latent] + [self.width] * self.layers
+        hidden = [layer for i, o in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(i, o), nn.LeakyReLU(0.2))]
+        return nn.Sequential(*hidden, nn.Linear(widths[-1], 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(objectives.Config):
+    gamma: float = bounded(6.4, at_least=0)
+    discriminator: Discriminator = Discriminator()
+
+    def build(self, vae: VAE, world: World) -> "FactorVAE":
+        return FactorVAE(self, vae, world)
+
+
+class FactorVAE(objectives.Objective):
+    """loss = recon + kl + gamma * tc + discriminator, each player moved by its own terms alone.
+
+    tc is the density-ratio estimate E_q(z)[log D(z) / (1 - D(z))] (eq. 3), with D frozen. The discriminator's
+    cross-entropy sees z of this batch and permuted latents of an independent second batch, both without gradient to the
+    encoder. The two updates are simultaneous: Algorithm 2 encodes the second batch with the VAE it has just updated,
+    here both players' gradients are taken at the weights before the step.
+    """
+
+    streams = 2
+
+    def __init__(self, config: Config, vae: VAE, world: World) -> None:
+        super().__init__(config, vae, world)
+        self.gamma, self.player = config.gamma, config.discriminator
+        self.discriminator = config.discriminator.build(vae.latent)
+
+    def survey(self, micros: Sequence[objectives.Micro]) -> Sequence[Tensor]:
+        """Samples of the product of marginals, for every row of the step: the second batch's z, permuted over it all."""
+        z = torch.stack([self.posterior(images[1], noise.fork("second batch"))[2] for images, noise in micros])
+        positions = torch.stack([noise.positions for _, noise in micros])
+        return self.world.permute_dims(z, Noise(micros[0][1].seed, positions)).unbind()
+
+    def forward(self, images: Tensor, noise: Noise, surveyed: Any) -> dict[str, Tensor]:
+        recon, kl, z = self.negative_elbo(images[0], noise)
+
+        frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
+        joint, product = widen(functional_call(self.discriminator, frozen, (z,))).unbind(1)
+        tc = (joint - product).mean()
+
+        logits = widen(self.discriminator(torch.cat([z.detach(), surveyed])))
+        label = torch.arange(2, device=z.device).repeat_interleave(len(z))
+        discriminator = F.cross_entropy(logits, label)
+
+        accuracy = (logits.argmax(1) == label).to(kl.dtype).mean()
+        return {
+            "loss": recon + kl + self.gamma * tc + discriminator,
+            "recon": recon,
+            "kl": kl,
+            "tc": tc,
+            "discriminator": discriminator,
+            "discriminator_accuracy": accuracy,
+        }
+
+    def param_groups(self) -> Iterator[dict[str, Any]]:
+        yield from super().param_groups()
+        parameters = list(self.discriminator.parameters())
+        yield {"name": "discriminator", "params": parameters, "lr": self.player.lr, "betas": self.player.betas}

@@ -1,0 +1,21 @@
+"""One Adam for all players, a parameter group each."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vaedist.config import bounded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Kingma & Ba 2015; a player's own settings (the discriminator's lr and betas) go before these."""
+
+    lr: float = bounded(1e-4, above=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = bounded(1e-8, above=0)
+
+    def build(self, groups: Iterable[dict[str, Any]]) -> torch.optim.Adam:
+        return torch.optim.Adam(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)

@@ -1,0 +1,93 @@
+"""The rows of a batch spread over the ranks: mathematics written for the whole batch, on any number of processes.
+
+A step takes `batch` rows at the positions seen, seen + 1, ...; they are laid out micro-batch by micro-batch, and within
+a micro-batch rank by rank. On one process every method is the identity.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vaedist.noise import Noise
+
+
+class _Gather(torch.autograd.Function):
+    """Concatenation over ranks. Each rank's loss depends on every row, so a row's gradient is the SUM over ranks;
+
+    the mean over ranks that DDP takes of the parameters' gradients then gives the gradient of the mean loss.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        everyone = rows.new_empty(dist.get_world_size() * rows.shape[0], *rows.shape[1:])
+        dist.all_gather_into_tensor(everyone, rows.contiguous())
+        return everyone
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = grad.contiguous().clone()
+        dist.all_reduce(grad)
+        return grad.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over ranks; the gradient is summed likewise, see `_Gather`."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        value = value.clone()
+        dist.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = grad.clone()
+        dist.all_reduce(grad)
+        return grad
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int = 0
+    size: int = 1
+
+    def positions(self, seen: int, batch: int, accumulate: int = 1) -> np.ndarray:
+        """Positions of this rank's rows of the step that begins after `seen` images: int64 [accumulate, local]."""
+        return (seen + np.arange(batch)).reshape(accumulate, self.size, -1)[:, self.rank]
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Rows of all ranks in rank order, differentiable: [local, ...] -> [size * local, ...]."""
+        return rows if self.size == 1 else _Gather.apply(rows)  # type: ignore[no-untyped-call]
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum over ranks, differentiable; the shape stays."""
+        return value if self.size == 1 else _Sum.apply(value)  # type: ignore[no-untyped-call]
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean over ranks, differentiable; the shape stays."""
+        return self.sum(value) / self.size
+
+    def permute_dims(self, z: Tensor, noise: Noise) -> Tensor:
+        """Permutes every latent dimension on its own over all rows of the step (Kim & Mnih 2018, Algorithm 1).
+
+        z, noise: this rank's rows of the step, [accumulate, local, latent] and [accumulate, local]; without gradient.
+        """
+        keys = noise.bits("permute_dims", z.shape[-1])
+        permuted = self._step_rows(z).gather(0, self._step_rows(keys).argsort(dim=0, stable=True))
+        return permuted.unflatten(0, (z.shape[0], self.size, z.shape[1]))[:, self.rank]
+
+    def _step_rows(self, rows: Tensor) -> Tensor:
+        """[accumulate, local, ...] of each rank -> [batch, ...] in order of position."""
+        return self.gather(rows[None]).transpose(0, 1).flatten(0, 2)
+
+    def disagreement(self, **values: str | int) -> str | None:
+        """The first name whose value is not the same on all ranks; every rank must call it."""
+        if self.size == 1:
+            return None
+        everyone: list[Any] = [None] * self.size
+        dist.all_gather_object(everyone, values)
+        return next((name for name in values if any(other[name] != everyone[0][name] for other in everyone)), None)
