@@ -1,5 +1,6 @@
 """manifest.json: what a packed data set holds. It is published last, so its presence means the set is complete."""
 
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,13 @@ import numpy as np
 NAME = "manifest.json"
 FORMAT = "vaedist-shards-1"
 SPLITS = ("train", "valid", "test")  # the values 0, 1, 2 of list_eval_partition
+ARRAYS = {  # entry of a sample's json -> name of the array that holds the same for the whole split
+    "attributes": "labels",
+    "identity": "identity",
+    "landmarks": "landmarks",
+    "bbox": "bbox",  # in the coordinates of the in-the-wild photograph, not of the aligned image
+    "factors": "factors",
+}
 INDEX = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("length", "<u4"), ("crc32", "<u4"), ("image", "<u4")])
 
 
@@ -39,8 +47,11 @@ class Shard(File):
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """`count` samples in `shards`, in order; `arrays` by name: index, labels, and factors, identity, landmarks, bbox
-    where the source has them. Row i of every array belongs to sample i."""
+    """`count` samples in `shards`, in order; row i of every array belongs to sample i.
+
+    arrays: index (dtype `INDEX`), labels uint8 [count, attributes], and where the source has them factors float32
+    [count, factors], identity int32 [count], landmarks int16 [count, 10], bbox int32 [count, 4].
+    """
 
     count: int
     shards: tuple[Shard, ...]
@@ -113,16 +124,22 @@ def write(manifest: Manifest) -> Manifest:
     """Publish manifest.json atomically in `manifest.directory`; returns the manifest as read back, with its digest."""
     fields = asdict(manifest)
     del fields["directory"], fields["digest"]
-    text = json.dumps({"format": FORMAT, **fields}, indent=1) + "\n"
     with replacing(manifest.directory / NAME) as stream:
-        stream.write(text.encode())
+        stream.write(_encode({"format": FORMAT, **fields}))
     return read(manifest.directory)
+
+
+def describe(path: Path) -> File:
+    """Size and sha256 of a file as it lies on the disk."""
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return File(name=path.name, bytes=stream.tell(), sha256=digest)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A new binary file that takes the name `path` only once it is whole and on the disk; on an error it vanishes."""
-    draft = path.with_name(f".{path.name}.part")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with draft.open("wb") as stream:
             yield stream
@@ -130,8 +147,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(stream.fileno())
         draft.replace(path)
         sync_directory(path.parent)
-    except BaseException:
+    except BaseException as error:
         draft.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            error.filename = str(path)  # the system does not say which file found no room
         raise
 
 
@@ -154,11 +173,20 @@ def check_size(path: Path, size: int) -> None:
         raise ShardError(f"{path}: {found} bytes where the manifest says {size}; pack the set again")
 
 
+def _encode(fields: dict[str, Any]) -> bytes:
+    """The bytes of manifest.json; they contain a checksum of the rest, so that not one of them can change unseen."""
+    checksum = hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+    return (json.dumps({**fields, "checksum": checksum}, indent=1) + "\n").encode()
+
+
 def _parse(directory: Path, data: bytes) -> Manifest:
     fields: dict[str, Any] = json.loads(data)
-    found = fields.pop("format")
-    if found != FORMAT:
-        raise ValueError(f"format {found!r}, this program reads {FORMAT!r}")
+    if fields["format"] != FORMAT:
+        raise ValueError(f"format {fields['format']!r}, this program reads {FORMAT!r}")
+    del fields["checksum"]
+    if _encode(fields) != data:
+        raise ValueError("its checksum does not match")
+    del fields["format"]
     splits = {
         name: Split(
             count=split["count"],
@@ -169,6 +197,4 @@ def _parse(directory: Path, data: bytes) -> Manifest:
     }
     attributes, factors = tuple(fields.pop("attributes")), tuple(fields.pop("factors"))
     digest = hashlib.sha256(data).hexdigest()
-    return Manifest(
-        directory=directory, digest=digest, splits=splits, attributes=attributes, factors=factors, **fields
-    )
+    return Manifest(directory=directory, digest=digest, splits=splits, attributes=attributes, factors=factors, **fields)

@@ -1,0 +1,100 @@
+"""The command line of the data format: python -m shards pack | verify | inspect."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from shards import inspect, manifest, pack, verify
+from shards.manifest import ShardError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit status. What its user can mend is one line on stderr."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.command(options)
+        return status
+    except ShardError as error:
+        message = str(error)
+    except OSError as error:
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+    except KeyboardInterrupt:
+        message = "interrupted; the same command starts again"
+    print(f"shards: {message}", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m shards", description="Image data sets as WebDataset shards.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    packer = commands.add_parser("pack", help="make a set").add_subparsers(required=True, metavar="SOURCE")
+    celeba = packer.add_parser("celeba", help="CelebA from its zip or folder and its annotation files")
+    celeba.add_argument("src", type=Path, metavar="SRC", help="folder that holds, at any depth, images and annotations")
+    celeba.set_defaults(command=_pack_celeba)
+    faces = packer.add_parser("faces", help="drawn faces with known factors of variation")
+    faces.set_defaults(command=_pack_faces)
+    for command in (celeba, faces):
+        command.add_argument("dst", type=Path, metavar="DST", help="directory of the set; new or empty")
+        command.add_argument("--shard-mb", type=float, default=64, metavar="MB", help="size of a shard, about (64)")
+        command.add_argument("--workers", type=_positive, metavar="N", help="processes (one a core)")
+    faces.add_argument("--count", type=_positive, required=True, metavar="N", help="number of faces")
+    faces.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other faces (0)")
+
+    check = commands.add_parser("verify", help="check a set; the exit status is 1 if it has faults")
+    check.add_argument("dst", type=Path, metavar="DST")
+    check.add_argument("--deep", action="store_true", help="also decode every sample and compare it with the arrays")
+    check.set_defaults(command=_verify)
+
+    show = commands.add_parser("inspect", help="describe a set and draw a grid of samples")
+    show.add_argument("dst", type=Path, metavar="DST")
+    show.add_argument("--grid", type=Path, metavar="FILE", help="the grid, a PNG (NAME-grid.png in this folder)")
+    show.set_defaults(command=_inspect)
+    return parser
+
+
+def _pack_celeba(options: argparse.Namespace) -> int:
+    pack.pack_celeba(options.src, options.dst, shard_mb=options.shard_mb, workers=options.workers)
+    return 0
+
+
+def _pack_faces(options: argparse.Namespace) -> int:
+    pack.pack_faces(
+        options.dst, count=options.count, seed=options.seed, shard_mb=options.shard_mb, workers=options.workers
+    )
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    faults = verify.verify(options.dst, deep=options.deep)
+    for fault in faults:
+        print(fault)
+    if faults:
+        print(f"shards: {options.dst}: {len(faults)} faults; pack it again", file=sys.stderr)
+        return 1
+    found = manifest.read(options.dst)
+    images = sum(split.count for split in found.splits.values())
+    print(f"{options.dst}: {images:,} images are sound{' and decode' if options.deep else ''}, manifest {found.digest}")
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    found = manifest.read(options.dst)
+    for line in inspect.report(found):
+        print(line)
+    # not in the set itself, which holds what its manifest lists and may be read-only
+    path: Path = options.grid or Path(f"{options.dst.resolve().name}-grid.png")
+    inspect.save_grid(found, path)
+    print(f"\n{path}: {', '.join(found.splits)} from top to bottom")
+    return 0
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

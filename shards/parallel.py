@@ -1,0 +1,75 @@
+"""Running jobs in fresh processes, in order, with a progress display."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from shards.manifest import ShardError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+SECONDS_BETWEEN_LINES = 5.0
+
+
+def cores() -> int:
+    """The CPU cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def each(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
+    """function(job) for every job, in order, in `workers` processes; in this process if one is enough.
+
+    The processes are spawned, not forked, so that a caller with threads or a GPU is safe. As always with spawned
+    processes, a script that calls this needs its `if __name__ == "__main__":`.
+    """
+    workers = min(workers, len(jobs))
+    if workers <= 1:
+        yield from map(function, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    try:
+        yield from pool.map(function, jobs)
+    except BrokenProcessPool:
+        hint = 'killed, out of memory, or the calling script has no `if __name__ == "__main__":`'
+        raise ShardError(f"a worker process died ({hint}); try fewer --workers") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def shown(results: Iterable[Result], counts: Sequence[int], verb: str, quiet: bool) -> Iterator[Result]:
+    """The results unchanged, while stderr shows how many of sum(counts) images are done; counts[i] is result i's."""
+    terminal = sys.stderr.isatty()
+    total, done, start = sum(counts), 0, time.monotonic()
+    last = start
+    with tqdm(total=total, desc=verb, unit=" images", leave=False, disable=quiet or not terminal) as bar:
+        for result, count in zip(results, counts, strict=True):
+            done += count
+            bar.update(count)
+            now = time.monotonic()
+            if not quiet and not terminal and now - last > SECONDS_BETWEEN_LINES:
+                last = now
+                print(f"{verb} {done:,} of {total:,} images, {done / (now - start):,.0f} images/s", file=sys.stderr)
+            yield result
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller decides what it means
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    """A worker of a killed caller would otherwise wait for its next job for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

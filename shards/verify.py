@@ -1,0 +1,161 @@
+"""Checking a packed set against its manifest, and with `deep` every sample of it."""
+
+import hashlib
+import json
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from shards import jpeg, manifest, parallel
+from shards.manifest import ARRAYS, INDEX, File, Manifest
+
+BLOCK = 512  # of a tar
+
+
+def verify(directory: Path | str, *, deep: bool = False, workers: int | None = None, quiet: bool = False) -> list[str]:
+    """Every fault of a set, one line each; an empty list means it is sound. ShardError if its manifest is unreadable.
+
+    Size and sha256 of every file; with `deep` also, for every sample, the tar headers, the crc32, whether it decodes to
+    the right size, and whether its json says what the arrays say.
+    """
+    found = manifest.read(directory)
+    faults, damaged = [], set()
+    for split in found.splits.values():
+        for file in (*split.arrays.values(), *split.shards):
+            fault = _file_fault(found.directory, file)
+            if fault:
+                faults.append(fault)
+                damaged.add(file.name)
+    listed = {shard.name for split in found.splits.values() for shard in split.shards}
+    strays = sorted(path.name for path in found.directory.glob("*.tar") if path.name not in listed)
+    faults += [f"{name}: not in the manifest, yet a reader of *.tar would take it" for name in strays]
+    return faults + (_deep(found, damaged, workers, quiet) if deep else [])
+
+
+def _file_fault(directory: Path, file: File) -> str | None:
+    path = directory / file.name
+    if not path.is_file():
+        return f"{file.name}: missing"
+    size = path.stat().st_size
+    if size != file.bytes:
+        return f"{file.name}: {size} bytes where the manifest says {file.bytes}"
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return None if digest == file.sha256 else f"{file.name}: its sha256 is not the one in the manifest"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    path: Path
+    index: np.ndarray  # the rows of this shard
+    arrays: dict[str, np.ndarray]  # the same rows, by the name of the entry in a sample's json
+    manifest: Manifest
+
+
+def _deep(found: Manifest, damaged: set[str], workers: int | None, quiet: bool) -> list[str]:
+    faults, jobs = [], []
+    for name, split in found.splits.items():
+        sound = [key for key, file in split.arrays.items() if file.name not in damaged]
+        if "index" not in sound:
+            faults.append(f"{split.arrays['index'].name}: the samples of {name} cannot be found without it")
+            continue
+        index = found.array(name, "index")
+        faults += _index_faults(found, name, index)
+        arrays = {entry: found.array(name, key) for entry, key in ARRAYS.items() if key in sound}
+        for number in range(len(split.shards)):
+            path, rows = found.shard_path(name, number), np.flatnonzero(index["shard"] == number)
+            if path.is_file():
+                part = {entry: array[rows] for entry, array in arrays.items()}
+                jobs.append(_Job(path=path, index=index[rows], arrays=part, manifest=found))
+    counts = [len(job.index) for job in jobs]
+    results = parallel.each(_shard_faults, jobs, min(workers or parallel.cores(), sum(counts) // 5000 + 1))
+    return faults + [fault for part in parallel.shown(results, counts, "verified", quiet) for fault in part]
+
+
+def _index_faults(found: Manifest, name: str, index: np.ndarray) -> Iterator[str]:
+    file, split = found.splits[name].arrays["index"].name, found.splits[name]
+    if index.dtype != INDEX:
+        yield f"{file}: dtype {index.dtype} where the format has {INDEX}"
+        return
+    counts = np.bincount(index["shard"], minlength=len(split.shards)).tolist()
+    if counts != [shard.count for shard in split.shards]:
+        yield f"{file}: {counts} samples in the shards where the manifest says {[s.count for s in split.shards]}"
+    if not np.array_equal(index["shard"], np.sort(index["shard"])):
+        yield f"{file}: its shards are out of order"
+
+
+def _shard_faults(job: _Job) -> list[str]:
+    with job.path.open("rb") as stream:
+        return [
+            f"{job.path.name}: sample {row['image']:06d} (byte {row['offset']}): {fault}"
+            for i, row in enumerate(job.index)
+            for fault in _sample_faults(job, stream, i)
+        ]
+
+
+def _sample_faults(job: _Job, stream: IO[bytes], i: int) -> Iterator[str]:
+    row = job.index[i]
+    offset, length = int(row["offset"]), int(row["length"])
+    try:
+        key = _member(stream, offset - BLOCK, ".jpg", int(row["image"]), length)[0]
+    except ValueError as error:
+        yield str(error)
+        key = None
+    stream.seek(offset)
+    data = stream.read(length)
+    if zlib.crc32(data) != row["crc32"]:
+        yield "the crc32 of its jpg is not the one in the index"
+    try:
+        shape = jpeg.decode(data).shape[:2]
+        if shape != (job.manifest.height, job.manifest.width):
+            yield f"its jpg is {shape[1]} x {shape[0]}, the set {job.manifest.width} x {job.manifest.height}"
+    except ValueError as error:
+        yield f"its jpg is {error}"
+    try:
+        after = offset + -(-length // BLOCK) * BLOCK
+        other, size = _member(stream, after, ".json", int(row["image"]), None)
+        if key is not None and other != key:
+            yield f"its json is named {other}, its jpg {key}"
+        yield from _json_faults(job, json.loads(stream.read(size)), i)
+    except ValueError as error:  # a header, or text that is not utf-8 or not json
+        yield f"its json cannot be read ({error})"
+
+
+def _member(stream: IO[bytes], at: int, suffix: str, number: int, length: int | None) -> tuple[str, int]:
+    """Key and size of the tar member whose header is at byte `at`; ValueError unless it is the one expected there."""
+    stream.seek(at)
+    try:
+        header = tarfile.TarInfo.frombuf(stream.read(BLOCK), "utf-8", "strict")
+    except tarfile.HeaderError as error:
+        raise ValueError(f"the tar header of its {suffix[1:]} is damaged ({error})") from None
+    key = header.name.removesuffix(suffix)
+    if not header.name.endswith(suffix) or not key.isdecimal() or int(key) != number:
+        raise ValueError(f"the tar has {header.name!r} where its {suffix[1:]} should be")
+    if length is not None and header.size != length:
+        raise ValueError(f"its jpg has {header.size} bytes in the tar and {length} in the index")
+    return key, header.size
+
+
+def _json_faults(job: _Job, entries: object, i: int) -> Iterator[str]:
+    if not isinstance(entries, dict):
+        yield "its json is not an object"
+        return
+    if entries.get("image_id") != job.index[i]["image"]:
+        yield f"its json has image_id {entries.get('image_id')}"
+    columns = {"attributes": job.manifest.attributes, "factors": job.manifest.factors}
+    for entry, array in job.arrays.items():
+        told = entries.get(entry)
+        names = tuple(told) if isinstance(told, dict) else ()
+        if entry in columns and names != columns[entry]:
+            yield f"its json does not have the {entry} of the manifest"
+            continue
+        values = list(told.values()) if isinstance(told, dict) else told
+        if not np.array_equal(np.array(values, array.dtype), array[i]):
+            yield f"its json and {ARRAYS[entry]}.npy disagree about {entry}"
+    if "attributes" in job.arrays and (job.arrays["attributes"][i] > 1).any():
+        yield "a label is neither 0 nor 1"
