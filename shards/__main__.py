@@ -19,7 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
     except KeyboardInterrupt:
-        message = "interrupted; the same command starts again"
+        print("shards: interrupted; the same command starts again", file=sys.stderr)
+        return 130
     print(f"shards: {message}", file=sys.stderr)
     return 1
 
@@ -70,7 +71,7 @@ def _verify(options: argparse.Namespace) -> int:
     for fault in faults:
         print(fault)
     if faults:
-        print(f"shards: {options.dst}: {len(faults)} faults; pack it again", file=sys.stderr)
+        print(f"shards: {options.dst}: {len(faults)} faults; {manifest.REMEDY}", file=sys.stderr)
         return 1
     found = manifest.read(options.dst)
     images = sum(split.count for split in found.splits.values())

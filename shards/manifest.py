@@ -14,6 +14,7 @@ import numpy as np
 
 NAME = "manifest.json"
 FORMAT = "vaedist-shards-1"
+REMEDY = "remove the set and pack it again"
 SPLITS = ("train", "valid", "test")  # the values 0, 1, 2 of list_eval_partition
 ARRAYS = {  # entry of a sample's json -> name of the array that holds the same for the whole split
     "attributes": "labels",
@@ -96,9 +97,9 @@ class Manifest:
         try:
             array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         except ValueError as error:
-            raise ShardError(f"{path}: not a numpy array file ({error}); pack the set again") from None
+            raise ShardError(f"{path}: not a numpy array file ({error}); {REMEDY}") from None
         if len(array) != self.splits[split].count:
-            raise ShardError(f"{path}: {len(array)} rows for {self.splits[split].count} samples; pack the set again")
+            raise ShardError(f"{path}: {len(array)} rows for {self.splits[split].count} samples; {REMEDY}")
         return array
 
 
@@ -117,7 +118,7 @@ def read(directory: Path | str) -> Manifest:
         return _parse(directory, data)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ShardError(f"{path}: damaged or of another version ({reason}); pack the set again") from None
+        raise ShardError(f"{path}: damaged or of another version ({reason}); {REMEDY}") from None
 
 
 def write(manifest: Manifest) -> Manifest:
@@ -168,9 +169,9 @@ def check_size(path: Path, size: int) -> None:
     try:
         found = path.stat().st_size
     except FileNotFoundError:
-        raise ShardError(f"{path}: missing; pack the set again") from None
+        raise ShardError(f"{path}: missing; {REMEDY}") from None
     if found != size:
-        raise ShardError(f"{path}: {found} bytes where the manifest says {size}; pack the set again")
+        raise ShardError(f"{path}: {found} bytes where the manifest says {size}; {REMEDY}")
 
 
 def _encode(fields: dict[str, Any]) -> bytes:

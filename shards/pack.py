@@ -6,10 +6,12 @@ until it is whole; the manifest comes last.
 """
 
 import hashlib
+import io
 import json
 import math
 import re
 import shutil
+import tarfile
 import time
 import zlib
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ from shards.celeba import Celeba, Image, Table
 from shards.manifest import ARRAYS, INDEX, SPLITS, File, Manifest, Shard, ShardError, Split
 
 MEGABYTE = 10**6
+OWNER = "vaedist"  # user and group of every member, so that the packer's own do not show
 UNFINISHED = ".unfinished"  # marks a directory whose other files an earlier, interrupted pack left behind
 OURS = re.compile(r"(train|valid|test)-\d{5,}\.tar|(train|valid|test)\.[a-z]+\.npy|\..+\.part")
 
@@ -108,22 +111,29 @@ class _Job:
 
 def _write_shard(job: _Job) -> tuple[Shard, np.ndarray]:
     """Write one tar; returns its description and its rows of the index."""
-    from webdataset.writer import TarWriter  # brings torch, which takes seconds: only for those who write
-
     index = np.zeros(len(job.images), INDEX)
     with (
         manifest.replacing(job.path) as stream,
-        TarWriter(stream, encoder=False, mtime=0, user="vaedist", group="vaedist", mode=0o444) as tar,
+        tarfile.open(fileobj=stream, mode="w|", format=tarfile.USTAR_FORMAT) as tar,
     ):
         for row, data in enumerate(celeba.read_images(job.source, job.images)):
             name = job.images[row].name
             _check_image(job, name, data)
-            offset = tar.tarstream.offset + 512  # behind the header
+            offset = tar.offset + 512  # behind the header
             index[row] = (job.number, offset, len(data), zlib.crc32(data), celeba.number(name))
             key = name.removesuffix(".jpg")
-            tar.write({"__key__": key, "jpg": data, "json": describe_sample(name, job.tables, row)})
+            _add(tar, f"{key}.jpg", data)
+            _add(tar, f"{key}.json", describe_sample(name, job.tables, row))
     file = manifest.describe(job.path)
     return Shard(name=file.name, bytes=file.bytes, sha256=file.sha256, count=len(index)), index
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Append a member as webdataset's TarWriter(mtime=0) does, which we do without: importing it imports torch, which
+    in every worker takes longer than writing a shard."""
+    member = tarfile.TarInfo(name)
+    member.size, member.mode, member.uname, member.gname = len(data), 0o444, OWNER, OWNER
+    tar.addfile(member, io.BytesIO(data))
 
 
 def _check_image(job: _Job, name: str, data: bytes) -> None:
@@ -239,6 +249,8 @@ def _keep(found: Manifest, difference: str | None, shard_bytes: int, quiet: bool
     """The set that is already there, if it is the one asked for; ShardError if not."""
     if difference is None:
         for name, split in found.splits.items():
+            for shard in split.shards:
+                manifest.check_size(found.directory / shard.name, shard.bytes)
             parts = plan(found.array(name, "index")["length"], shard_bytes)
             if [part.stop - part.start for part in parts] != [shard.count for shard in split.shards]:
                 difference = "it has shards of another size"
