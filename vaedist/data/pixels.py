@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 
-def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 [...] to `dtype` in [0, 1], same shape."""
-    return images.to(dtype) / 255
+def to_float(images: Tensor, dtype: torch.dtype, pixel_range: tuple[float, float]) -> Tensor:
+    """uint8 [...] to `dtype`, same shape: 0 becomes the low end of `pixel_range`, 255 its high end."""
+    low, high = pixel_range
+    return low + images.to(dtype) * ((high - low) / 255)
 
 
 def flip(images: Tensor, bits: Tensor) -> Tensor:

@@ -1,0 +1,164 @@
+"""The endless stream of batches: a thread fetches the next ones while the device works on this one."""
+
+import itertools
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vaedist.data.order import Ids, Order
+from vaedist.data.store import Store
+
+DEPTH = 3  # batches fetched ahead: one that is ready, one being copied to the device, one being gathered
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one rank needs for one optimizer step, on its device."""
+
+    images: Tensor  # uint8 [streams, accumulate, local, 3, size, size]
+    positions: Tensor  # int64 [accumulate, local]: where each image stands in its stream
+
+
+class Stream:
+    """One rank's images: a pure function of how many images were consumed before.
+
+    `orders` has one entry for each independent stream of images. `rows(seen)` gives this rank's positions, int64
+    [accumulate, local], in the optimizer step that begins when all ranks together have consumed `seen` images of each
+    stream; a step consumes `batch` of them.
+    """
+
+    def __init__(
+        self, store: Store, orders: Sequence[Order], rows: Callable[[int], Ids], batch: int, device: torch.device
+    ) -> None:
+        self.store, self.orders, self.rows, self.batch, self.device = store, orders, rows, batch, device
+        self.waited = 0.0  # seconds for which the consumer had to wait
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """The batches for seen = start, start + batch, ... without end; closing the generator stops the thread.
+
+        A batch belongs to its consumer: its memory is not written again while the consumer holds it. What goes wrong
+        in the thread, such as corrupt data, is raised here in the place of the batch it concerns.
+        """
+        loader = _CudaLoader(self.device) if self.device.type == "cuda" else _Loader(self.device)
+
+        def load(number: int) -> _Loaded:
+            positions = self.rows(start + number * self.batch)
+            return loader.load(self.store, np.stack([order.take(positions) for order in self.orders]), positions)
+
+        ahead = _Ahead(load)
+        try:
+            while True:
+                since = time.perf_counter()
+                loaded = [ahead.take()]
+                self.waited += time.perf_counter() - since
+                yield loader.hand_over(loaded.pop())  # nothing here keeps a batch alive that the consumer let go
+        finally:
+            ahead.close()
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    batch: Batch
+    copied: torch.cuda.Event | None = None
+
+
+class _Ahead:
+    """A thread that calls load(0), load(1), ... and is at most `DEPTH` results ahead of `take`."""
+
+    def __init__(self, load: Callable[[int], _Loaded]) -> None:
+        self._load, self._stopped, self._room = load, False, threading.Semaphore(DEPTH)
+        self._ready: queue.SimpleQueue[_Loaded | BaseException] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
+        self._thread.start()
+
+    def take(self) -> _Loaded:
+        """The next result, or the error that came instead."""
+        loaded = self._ready.get()
+        self._room.release()
+        if isinstance(loaded, BaseException):
+            raise loaded
+        return loaded
+
+    def close(self) -> None:
+        self._stopped = True
+        self._room.release()
+        if not sys.is_finalizing():  # daemon threads are frozen by then
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            for number in itertools.count():
+                self._room.acquire()
+                if self._stopped:
+                    return
+                self._ready.put(self._load(number))
+        except BaseException as error:  # whatever ends this thread must end the consumer's wait too
+            self._ready.put(error)
+
+
+class _Loader:
+    """Fresh memory for every batch."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def load(self, store: Store, ids: Ids, positions: Ids) -> _Loaded:
+        """Called in the thread; ids [streams, accumulate, local], positions [accumulate, local]."""
+        images = store.gather(ids.ravel()).unflatten(0, ids.shape)
+        return _Loaded(Batch(images.to(self.device), torch.tensor(positions, device=self.device)))
+
+    def hand_over(self, loaded: _Loaded) -> Batch:
+        """Called by the consumer."""
+        return loaded.batch
+
+
+class _CudaLoader(_Loader):
+    """Gathers into a ring of pinned buffers and copies on a stream of its own, beside the device's work."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.side = torch.cuda.Stream(device)
+        self.ring: list[tuple[Tensor, Tensor, torch.cuda.Event]] = []  # pinned images, positions; their copy's end
+
+    def load(self, store: Store, ids: Ids, positions: Ids) -> _Loaded:
+        with torch.cuda.stream(self.side):  # also makes its device this thread's, for the pinned memory and the copies
+            if len(self.ring) < DEPTH:
+                images = torch.empty((*ids.shape, *store.shape), dtype=torch.uint8, pin_memory=True)
+                places = torch.empty(positions.shape, dtype=torch.int64, pin_memory=True)
+            else:
+                images, places, copied = self.ring.pop(0)
+                copied.synchronize()
+            store.gather(ids.ravel(), out=images.flatten(0, ids.ndim - 1))
+            places.copy_(torch.from_numpy(positions))
+            batch = Batch(
+                images.to(self.side.device, non_blocking=True), places.to(self.side.device, non_blocking=True)
+            )
+            copied = self.side.record_event()
+        self.ring.append((images, places, copied))
+        return _Loaded(batch, copied)
+
+    def hand_over(self, loaded: _Loaded) -> Batch:
+        assert loaded.copied is not None
+        consumer = torch.cuda.current_stream(self.side.device)
+        consumer.wait_event(loaded.copied)
+        for tensor in (loaded.batch.images, loaded.batch.positions):
+            tensor.record_stream(consumer)  # its memory is the side stream's: free it only after the consumer's work
+        return loaded.batch
+
+
+def shares(count: int, rank: int, world: int, batch: int) -> Iterator[Ids]:
+    """The ids 0..count-1 for evaluation: each once over all ranks, and equally many steps on every rank.
+
+    A step is a contiguous run of at most `batch * world` ids, cut evenly in rank order; yields this rank's part,
+    int64 [0..batch], empty where there are fewer ids left than ranks.
+    """
+    for start in range(0, count, batch * world):
+        here = min(batch * world, count - start)
+        yield np.arange(start + here * rank // world, start + here * (rank + 1) // world)
