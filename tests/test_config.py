@@ -373,14 +373,6 @@ def test_bases_in_a_circle_are_refused() -> None:
     assert error(recipe="base: r") == "recipes/r.yaml:1: base=r makes a circle"
 
 
-def test_a_default_from_the_caller_is_the_weakest_word() -> None:
-    write("r", "data: {shards: s}\n")
-    command = parse(["recipe=r"], Path("recipes"))
-    assert read(Recipe, command, run="runs/r").run == Path("runs/r")
-    write("r", "data: {shards: s}\nrun: mine\n")
-    assert read(Recipe, command, run="runs/r").run == Path("mine")
-
-
 # Files
 
 

@@ -118,13 +118,9 @@ def parse(arguments: Sequence[str], recipes: Path) -> Command:
     )
 
 
-def read(schema: type[T], command: Command, **defaults: str) -> T:
-    """The `schema` that the command's recipe, its bases and its overrides describe. Raises ConfigError.
-
-    `defaults` are for keys whose default the schema cannot know, such as `run`: anything said wins over them.
-    """
-    unsaid = {key: Node(text, "default", quoted=True) for key, text in defaults.items()}
-    layers = [Node(unsaid, str(command.recipe)), *words.with_bases(command.recipe, command.recipes).values()]
+def read(schema: type[T], command: Command) -> T:
+    """The `schema` that the command's recipe, its bases and its overrides describe. Raises ConfigError."""
+    layers = [Node({}, str(command.recipe)), *words.with_bases(command.recipe, command.recipes).values()]
     if command.overrides:
         layers.append(words.from_words(command.overrides))
     config: T = _section(schema, layers, "")
