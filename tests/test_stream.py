@@ -185,11 +185,13 @@ def test_a_cuda_device_receives_the_same_batches_through_the_pinned_ring():
     assert torch.equal(positions.cpu(), expected_positions)
 
 
-def test_bytes_become_numbers_between_0_and_1():
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 1.0)])
+def test_bytes_are_spread_evenly_over_the_range_of_the_pixels(low, high):
     images = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_float(images), torch.arange(256) / 255)
-    assert to_float(images, torch.bfloat16).dtype == torch.bfloat16
-    assert torch.equal(to_float(images, torch.float64) * 255, images.double())
+    for dtype in (torch.float32, torch.float64):
+        numbers = to_float(images, dtype, (low, high))
+        assert (numbers[0].item(), numbers[-1].item()) == (low, high)
+        torch.testing.assert_close(numbers, torch.linspace(low, high, 256, dtype=dtype))
 
 
 def test_flipping_mirrors_the_chosen_images_only():

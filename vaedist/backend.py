@@ -1,7 +1,6 @@
 """Processes, devices and precision: the only file that knows accelerate and how a gradient crosses ranks."""
 
 import os
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Literal
@@ -26,20 +25,21 @@ class Backend:
     """
 
     def __init__(self, *, precision: Precision, accumulate: int) -> None:
-        _refuse_missing_processes()
         # Without rebuilt buckets the order of summation is the same in the first steps of a run and after a resume.
-        ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+        ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
         self._accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),      # else several processes without GPUs would not find each other
             mixed_precision="bf16" if precision == "bf16" else "no",
             gradient_accumulation_steps=accumulate,
             kwargs_handlers=[ddp],
         )
         self.world = World(self._accelerator.process_index, self._accelerator.num_processes)
+        _refuse_missing_processes(self.world)
         self.device = self._accelerator.device
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         if self.device.type == "cpu":
             local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))     # launchers say 1
+            torch.set_num_threads(max(1, _cores() // local_size))       # launchers say 1
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.allow_tf32 = False
 
@@ -76,11 +76,18 @@ class Backend:
         self._accelerator.end_training()
 
 
-def _refuse_missing_processes() -> None:
-    """accelerate's simple launcher, when asked for several processes, prepares a rendezvous and then starts one."""
-    environment = os.environ
-    if "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment and "WORLD_SIZE" not in environment:
+def _refuse_missing_processes(world: World) -> None:
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != world.size:
+        raise ConfigError(f"the launcher started {started} processes, but {world.size} found each other")
+    # accelerate's simple launcher, when asked for several processes, prepares a rendezvous and then starts one
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         raise ConfigError(
-            "accelerate was asked for several processes but started one; on CPUs launch them by "
-            "`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N vaedist/train.py ...`"
+            "accelerate was asked for several processes but started one; without GPUs launch them by "
+            "`accelerate launch --multi_gpu --num_processes N vaedist/train.py ...`"
         )
+
+
+def _cores() -> int:
+    """Those this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

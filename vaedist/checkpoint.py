@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from shards.manifest import sync_directory
 from vaedist.config import bounded
 
 STATE, WEIGHTS, OPTIMIZER = "state.json", "weights.safetensors", "optimizer.safetensors"
@@ -107,11 +108,11 @@ class Checkpoints:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        _sync_directory(draft)
+        sync_directory(draft)
         if final.exists():      # a corrupt one that the resume passed over
             shutil.rmtree(final)
         draft.rename(final)
-        _sync_directory(self.directory)
+        sync_directory(self.directory)
         for old in self._newest_first()[self.keep :]:
             shutil.rmtree(old)
         return final
@@ -171,11 +172,3 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:
     """A moment in the parameter's precision; Adam's scalar step count stays float32."""
     return value.to(parameter.device, parameter.dtype if value.ndim else value.dtype)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,11 +1,13 @@
 """The terms of the steps since the last log line, read from the device only when somebody wants to see them."""
 
 import math
+import time
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from vaedist.data.stream import Stream
 from vaedist.world import World
 
 
@@ -59,3 +61,24 @@ class Meters:
         self.reduce(step)
         rows, self.rows = self.rows, []
         return {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+class Speed:
+    """Images per second of all ranks, and the share of the time that this rank waited for them."""
+
+    def __init__(self, stream: Stream, seen: int) -> None:
+        self._stream = stream
+        self.restart(seen)
+
+    def restart(self, seen: int) -> None:
+        """Begins a new measurement: evaluations and checkpoints do not count as training."""
+        self._since, self._seen, self._waited = time.perf_counter(), seen, self._stream.waited
+
+    def measure(self, seen: int) -> dict[str, float]:
+        seconds = time.perf_counter() - self._since
+        row = {
+            "perf/images_per_s": (seen - self._seen) / seconds,
+            "perf/data_wait": (self._stream.waited - self._waited) / seconds,
+        }
+        self.restart(seen)
+        return row

@@ -1,13 +1,20 @@
 """What a run is: the components' own Configs, composed."""
 
 import hashlib
-from dataclasses import dataclass, field
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vaedist import checkpoint, data, evaluators, optimizer, tracker
 from vaedist.backend import Precision
-from vaedist.config import ConfigError, bounded, component
+from vaedist.checkpoint import CheckpointError, Snapshot
+from vaedist.checkpoint import Config as Checkpoint
+from vaedist.config import Command, ConfigError, as_dict, bounded, component, differences, parse, read
+from vaedist.data import Config as Data
+from vaedist.evaluators import Config as Evaluate
+from vaedist.optimizer import Config as Optimizer
+from vaedist.tracker import Config as Track
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
@@ -36,20 +43,56 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    run: Path                   # the run directory; by default runs/ and the recipe's name with the overrides
+    run: Path = Path()          # the run directory; empty: `default_run`
     seed: int = 0
-    data: data.Config = field(default_factory=data.Config)
+    data: Data = field(default_factory=Data)
     model: Any = component("vaedist.models", default="conv64")
     objective: Any = component("vaedist.objectives", default="vae")
-    optimizer: optimizer.Config = field(default_factory=optimizer.Config)
+    optimizer: Optimizer = field(default_factory=Optimizer)
     train: Train = field(default_factory=Train)
-    evaluate: evaluators.Config = field(default_factory=evaluators.Config)
-    checkpoint: checkpoint.Config = field(default_factory=checkpoint.Config)
-    track: tracker.Config = field(default_factory=tracker.Config)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    track: Track = field(default_factory=Track)
 
 
-# What may change when a run is resumed: where things lie and how fast they go, never what is computed.
-FREE_ON_RESUME = (
-    "run", "data.shards", "data.store", "data.cache", "data.draw", "train.steps", "train.accumulate",
-    "train.precision", "evaluate.", "checkpoint.", "track.",
+def load(words: Sequence[str]) -> tuple[Recipe, bool]:
+    """The recipe that the words of a command line describe, and whether they only ask to see it (dry_run=true)."""
+    command = parse(words, RECIPES)
+    recipe = read(Recipe, command)
+    if recipe.run == Path():
+        recipe = replace(recipe, run=default_run(command))
+    return recipe, command.dry_run
+
+
+# Keys that say where things lie: they do not tell one run from another.
+_PLACES = ("data.store", "data.cache", "track.")
+
+
+def default_run(command: Command) -> Path:
+    """runs/NAME with what was overridden, so that the same command finds the same run again."""
+    told = sorted(word for word in command.overrides if not word.startswith(_PLACES))
+    words = [re.sub(r"[^\w.=+-]+", "_", word) for word in told]
+    name = ",".join([command.name, *words])
+    if len(name) > 120:
+        name = f"{name[:100]},{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return Path("runs") / name
+
+
+# What a resumed run may change: where things lie, how fast they go and when it looks, never what is computed.
+_FREE = (
+    "run", "data.shards", "data.draw", "data.store", "data.cache", "train.steps", "train.accumulate", "train.precision",
+    "evaluate.", "checkpoint.", "track.",
 )  # fmt: skip
+
+
+def refuse_other_run(snapshot: Snapshot, recipe: Recipe, digest: str) -> None:
+    """Raises CheckpointError when the checkpoint is of a run that computes something else."""
+    changed = {key: pair for key, pair in differences(snapshot.recipe, as_dict(recipe)).items() if not key.startswith(_FREE)}
+    if snapshot.data != digest:
+        changed["data"] = (f"set {snapshot.data[:12]}", f"set {digest[:12]}")
+    if changed:
+        key, (before, now) = next(iter(changed.items()))
+        raise CheckpointError(
+            f"{snapshot.path}: this run was started with {key}={before}, now it is {now}: "
+            "say run=ANOTHER_DIRECTORY to start a new one"
+        )

@@ -84,10 +84,10 @@ class World:
         """[accumulate, local, ...] of each rank -> [batch, ...] in order of position."""
         return self.gather(rows[None]).transpose(0, 1).flatten(0, 2)
 
-    def disagreement(self, **values: str | int) -> str | None:
-        """The first name whose value is not the same on all ranks; every rank must call it."""
+    def everyone(self, value: Any) -> list[Any]:
+        """A small picklable value of each rank, in rank order; every rank must call it."""
         if self.size == 1:
-            return None
-        everyone: list[Any] = [None] * self.size
-        dist.all_gather_object(everyone, values)
-        return next((name for name in values if any(other[name] != everyone[0][name] for other in everyone)), None)
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values

@@ -34,8 +34,7 @@ class Config:
 
         with exclusive(self.shards.with_name(f".{self.shards.name}.lock"), announce):
             if not (self.shards / NAME).exists():
-                announce(f"{self.shards}: drawing {self.draw:,} faces")
-                pack_faces(self.shards, count=self.draw, seed=0, quiet=True)
+                pack_faces(self.shards, count=self.draw)  # one process of the node, which shows its progress
 
 
 @dataclass(frozen=True, kw_only=True)

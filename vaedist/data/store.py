@@ -147,7 +147,7 @@ def open_store(
                 shutil.rmtree(folder)
             shutil.rmtree(_draft(folder), ignore_errors=True)
             free = shutil.disk_usage(cache).free
-            room = f"{need / 1e9:.1f} GB decoded, {free / 1e9:.1f} GB free in {cache}"
+            room = f"{need / 1e6:,.0f} MB decoded, {free / 1e6:,.0f} MB free in {cache}"
             if need + SLACK > free and kind == "host":
                 raise ShardError(f"no room for split {split!r}: {room}; name another folder or use the store 'tar'")
             if need + SLACK > free:
@@ -158,7 +158,7 @@ def open_store(
     store = HostStore(folder, source.count, source.shape)
     if need < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2:
         store.warm()
-    announce(f"{split}: {store.count:,} decoded images, {need / 1e9:.1f} GB, from {folder}")
+    announce(f"{split}: {store.count:,} decoded images, {need / 1e6:,.0f} MB, from {folder}")
     return store
 
 

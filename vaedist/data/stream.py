@@ -5,7 +5,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +40,7 @@ class Stream:
         self.store, self.orders, self.rows, self.batch, self.device = store, orders, rows, batch, device
         self.waited = 0.0  # seconds for which the consumer had to wait
 
-    def batches(self, start: int) -> Iterator[Batch]:
+    def batches(self, start: int) -> Generator[Batch, None, None]:
         """The batches for seen = start, start + batch, ... without end; closing the generator stops the thread.
 
         A batch belongs to its consumer: its memory is not written again while the consumer holds it. What goes wrong

@@ -1,19 +1,19 @@
 """Looks at the model between steps, one file per evaluator: `run(subject)` yields (name, number or picture)."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from vaedist.backend import Backend
 from vaedist.config import available, bounded
 from vaedist.data.store import Store
-from vaedist.data.stream import shares, to_float
+from vaedist.data.pixels import to_float
+from vaedist.data.stream import shares
 from vaedist.noise import Noise
 from vaedist.objectives import Objective
 from vaedist.world import World
@@ -41,19 +41,17 @@ class Subject:
     objective: Objective
     held_out: Store
     world: World
-    device: torch.device
-    dtype: torch.dtype
+    backend: Backend
     seed: int
     batch: int
-    autocast: Callable[[], AbstractContextManager[Any]]
 
     def images(self, ids: np.ndarray) -> tuple[Tensor, Noise]:
         """Held-out images [n, C, H, W] in the model's pixel range, and noise that belongs to them for ever."""
-        images = self.held_out.gather(ids).to(self.device)
-        return to_float(images, self.dtype, self.objective.vae.pixel_range), self.noise(ids)
+        images = self.held_out.gather(ids).to(self.backend.device)
+        return to_float(images, self.backend.dtype, self.objective.vae.pixel_range), self.noise(ids)
 
     def noise(self, ids: np.ndarray) -> Noise:
-        return Noise(self.seed, torch.from_numpy(ids).to(self.device)).fork("evaluation")
+        return Noise(self.seed, torch.from_numpy(ids).to(self.backend.device)).fork("evaluation")
 
     def share(self, count: int) -> Iterator[tuple[Tensor, Noise]]:
         """This rank's share of the first `count` held-out images, batch by batch."""
@@ -69,12 +67,17 @@ class Subject:
         return (grid * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
 
-def run(config: Config, subject: Subject) -> dict[str, float | Picture]:
-    """Everything the named evaluators yield, with the model in evaluation mode and without gradient."""
-    results: dict[str, float | Picture] = {}
+def run(config: Config, subject: Subject) -> tuple[dict[str, float], dict[str, Picture]]:
+    """The numbers and the pictures of the named evaluators, with the model in evaluation mode and without gradient."""
+    numbers: dict[str, float] = {}
+    pictures: dict[str, Picture] = {}
     subject.objective.eval()
-    with torch.no_grad(), subject.autocast():
-        for name in config.names:
-            results.update(import_module(f"{__name__}.{name}").run(subject))
+    with torch.no_grad(), subject.backend.autocast():
+        for evaluator in config.names:
+            for name, found in import_module(f"{__name__}.{evaluator}").run(subject):
+                if isinstance(found, float):
+                    numbers[name] = found
+                else:
+                    pictures[name] = found
     subject.objective.train()
-    return results
+    return numbers, pictures

@@ -11,7 +11,7 @@ from vaedist.evaluators import Subject
 def run(subject: Subject) -> Iterator[tuple[str, float]]:
     objective = subject.objective
     count = subject.held_out.count
-    sums = torch.zeros(2, dtype=torch.float64, device=subject.device)
+    sums = torch.zeros(2, dtype=torch.float64, device=subject.backend.device)
     for images, noise in subject.share(count):
         mu, logvar, z = objective.posterior(images, noise)
         recon = objective.likelihood.nll(objective.vae.decode(z, noise), images)

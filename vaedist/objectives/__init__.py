@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vaedist import gaussian
-from vaedist.config import bounded
+from vaedist.config import ConfigError, bounded
 from vaedist.likelihood import Family, Likelihood
 from vaedist.models import VAE
 from vaedist.noise import Noise
@@ -43,7 +43,11 @@ class Objective(nn.Module):
         self.vae, self.world = vae, world
         self.likelihood = Likelihood(config.likelihood, config.scale)
         if config.likelihood == "bernoulli" and vae.pixel_range != (0.0, 1.0):
-            raise ValueError(f"likelihood=bernoulli needs pixels in [0, 1], this model's lie in {vae.pixel_range}")
+            low, high = vae.pixel_range
+            raise ConfigError(
+                f"objective.likelihood=bernoulli needs pixels in [0, 1], this model's lie in [{low:g}, {high:g}]: "
+                "set objective.likelihood=gaussian"
+            )
 
     def posterior(self, images: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
         """mu, logvar and a draw z of q(z | images), [local, latent] each."""

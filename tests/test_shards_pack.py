@@ -1,0 +1,292 @@
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zlib
+
+import numpy as np
+import pytest
+import webdataset
+from tiny_celeba import HEIGHT, WIDTH, add_options, label, names, photograph, write_source, zip_images
+from webdataset.writer import TarWriter
+
+from shards import manifest, pack
+from shards.manifest import ShardError
+
+TINY = 0.012  # MB: three or four of the tiny images a shard
+
+
+@pytest.fixture
+def source(tmp_path):
+    source = write_source(tmp_path / "source", 24)
+    add_options(source, 24)
+    return source
+
+
+def pack_quietly(source, dst, **options):
+    return pack.pack_celeba(source, dst, **{"shard_mb": TINY, "workers": 1, "quiet": True, **options})
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def stock(found, split):
+    """The samples of a split as webdataset itself reads them."""
+    urls = [str(found.shard_path(split, number)) for number in range(len(found.splits[split].shards))]
+    return list(webdataset.WebDataset(urls, shardshuffle=False))
+
+
+def test_stock_webdataset_reads_every_sample_with_the_original_bytes(source, tmp_path):
+    found = pack_quietly(source, tmp_path / "set")
+    assert {name: split.count for name, split in found.splits.items()} == {"train": 20, "valid": 2, "test": 2}
+    assert len(found.splits["train"].shards) > 2
+    samples = [sample for split in found.splits for sample in stock(found, split)]
+    assert [sample["__key__"] + ".jpg" for sample in samples] == names(24)
+    for image, sample in enumerate(samples, 1):
+        assert sample["jpg"] == photograph(image)
+        assert sample.keys() - {"__key__", "__url__", "__local_path__"} == {"jpg", "json"}
+        told = json.loads(sample["json"])
+        assert told["image_id"] == image
+        assert told["attributes"] == {
+            name: int(label(image, k) > 0) for k, name in enumerate(("Male", "Young", "Smiling"))
+        }
+        assert told["identity"] == image % 5 + 1
+        assert list(told["landmarks"].values()) == [10 * image + k for k in range(10)]
+        assert told["bbox"] == {"x_1": image, "y_1": 2 * image, "width": 3000, "height": 4 * image}
+        assert told["factors"] == {"hue": image / 10, "turn": -image}
+
+
+def test_a_shard_is_byte_for_byte_what_webdatasets_writer_writes(source, tmp_path):
+    found = pack_quietly(source, tmp_path / "set")
+    stream = io.BytesIO()
+    with TarWriter(stream, encoder=False, mtime=0, user=pack.OWNER, group=pack.OWNER, mode=0o444) as writer:
+        for sample in stock(found, "valid"):
+            writer.write({key: sample[key] for key in ("__key__", "jpg", "json")})
+    assert found.shard_path("valid", 0).read_bytes() == stream.getvalue()
+
+
+def test_index_arrays_and_manifest_describe_the_files(source, tmp_path):
+    found = pack_quietly(source, tmp_path / "set")
+    assert found == manifest.read(tmp_path / "set")
+    assert found.digest == hashlib.sha256((tmp_path / "set" / "manifest.json").read_bytes()).hexdigest()
+    assert (found.name, found.encoding, found.height, found.width) == ("celeba", "jpg", HEIGHT, WIDTH)
+    assert (found.attributes, found.factors) == (("Male", "Young", "Smiling"), ("hue", "turn"))
+    listed = {"manifest.json"}
+    first = 1
+    for name, split in found.splits.items():
+        for file in (*split.shards, *split.arrays.values()):
+            data = (tmp_path / "set" / file.name).read_bytes()
+            assert (file.bytes, file.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+            listed.add(file.name)
+        index = found.array(name, "index")
+        assert index.dtype == manifest.INDEX
+        assert index["image"].tolist() == list(range(first, first + split.count))
+        assert np.bincount(index["shard"]).tolist() == [shard.count for shard in split.shards]
+        for row in index:
+            with found.shard_path(name, row["shard"]).open("rb") as stream:
+                stream.seek(row["offset"])
+                data = stream.read(row["length"])
+            assert data == photograph(row["image"])
+            assert zlib.crc32(data) == row["crc32"]
+        arrays = {key: found.array(name, key) for key in split.arrays}
+        assert {key: (array.dtype, array.shape) for key, array in arrays.items() if key != "index"} == {
+            "labels": (np.uint8, (split.count, 3)),
+            "identity": (np.int32, (split.count,)),
+            "landmarks": (np.int16, (split.count, 10)),
+            "bbox": (np.int32, (split.count, 4)),
+            "factors": (np.float32, (split.count, 2)),
+        }
+        assert arrays["bbox"][:, 0].tolist() == index["image"].tolist()
+        assert np.array_equal(arrays["factors"], np.array([[i / 10, -i.item()] for i in index["image"]], np.float32))
+        first += split.count
+    assert listed == set(contents(tmp_path / "set"))
+
+
+def test_the_same_source_gives_the_same_bytes_from_zip_or_folder_with_any_number_of_workers(source, tmp_path):
+    pack_quietly(source, tmp_path / "one")
+    pack_quietly(source, tmp_path / "three", workers=3)
+    zip_images(source)
+    pack_quietly(source, tmp_path / "zip")
+    assert contents(tmp_path / "one") == contents(tmp_path / "three") == contents(tmp_path / "zip")
+
+
+def test_a_split_without_images_is_left_out(source, tmp_path):
+    path = source / "list_eval_partition.txt"
+    path.write_text("".join(f"{name} 0\n" for name in names(24)))
+    found = pack_quietly(source, tmp_path / "set")
+    assert found.splits.keys() == {"train"}
+    with pytest.raises(ShardError, match="no split 'valid'; this set has train"):
+        found.array("valid", "index")
+
+
+def test_the_plan_cuts_consecutive_shards_of_nearly_equal_size():
+    sizes = np.random.default_rng(0).integers(2_000, 20_000, 5_000)
+    parts = pack.plan(sizes, 10**6)
+    assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
+    assert parts[-1].stop == len(sizes)
+    weights = [sizes[part].sum() + 2048 * (part.stop - part.start) for part in parts]
+    assert min(weights) > 0.9 * max(weights)
+    assert 0.9e6 < max(weights) < 1.02e6
+    assert pack.plan(np.array([5, 5]), 1) == [slice(0, 1), slice(1, 2)]
+    assert pack.plan(np.array([5, 5]), 10**6) == [slice(0, 2)]
+    assert pack.plan(np.array([10**7, 5, 10**7]), 10**6) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+
+
+def test_a_complete_set_is_kept_if_it_is_the_same_and_defended_if_not(source, tmp_path, capsys):
+    found = pack_quietly(source, tmp_path / "set")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").iterdir()}
+    assert pack_quietly(source, tmp_path / "set", workers=2, quiet=False) == found
+    assert f"already packed from this source, manifest {found.digest}" in capsys.readouterr().out
+
+    def refused(reason, **options):
+        with pytest.raises(ShardError, match=rf"set: holds another data set \({reason}\)"):
+            pack_quietly(source, tmp_path / "set", **options)
+
+    refused("it has shards of another size", shard_mb=1)
+    refused("its name is 'celeba'", name="other")
+    image = source / "img_align_celeba" / "000003.jpg"
+    image.write_bytes(photograph(99))
+    refused("it was packed from other images")
+    image.write_bytes(photograph(3))
+    (source / "factors.csv").unlink()
+    refused("it was packed with another factors.csv")
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "set").iterdir()}
+
+
+def test_a_complete_set_that_lost_a_shard_is_not_called_packed(source, tmp_path):
+    found = pack_quietly(source, tmp_path / "set")
+    found.shard_path("train", 1).unlink()
+    with pytest.raises(ShardError, match=r"train-00001.tar: missing; remove the set and pack it again"):
+        pack_quietly(source, tmp_path / "set")
+
+
+def test_a_directory_with_something_else_in_it_is_refused_untouched(source, tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train-00000.tar").write_text("mine")
+    with pytest.raises(ShardError, match="not empty, and not a packed data set"):
+        pack_quietly(source, tmp_path / "set")
+    assert contents(tmp_path / "set") == {"train-00000.tar": b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (photograph(5)[:-300], "000005.jpg is a truncated JPEG"),
+        (photograph(5)[:-2], None),  # only the end marker is gone: every pixel is there
+        (photograph(5) + b"\0\0", None),
+        (b"", "000005.jpg is an empty file"),
+        (b"GIF89a" + bytes(100), "000005.jpg is not a JPEG"),
+        (photograph(5)[:20] + photograph(5)[-2:], "000005.jpg is a damaged JPEG"),
+        (photograph(5, WIDTH + 1), "000005.jpg is 19 x 22 where the first image is 18 x 22; all must have one size"),
+    ],
+)
+def test_an_image_that_cannot_be_used_is_named(source, tmp_path, data, words):
+    path = source / "img_align_celeba" / "000005.jpg"
+    path.write_bytes(data)
+    if words is None:
+        found = pack_quietly(source, tmp_path / "set")
+        assert stock(found, "train")[4]["jpg"] == data
+    else:
+        with pytest.raises(ShardError, match=words) as caught:
+            pack_quietly(source, tmp_path / "set")
+        assert "\n" not in str(caught.value)
+        assert "manifest.json" not in contents(tmp_path / "set")
+        path.write_bytes(photograph(5))
+        pack_quietly(source, tmp_path / "set")
+
+
+def test_of_two_bad_images_in_two_shards_the_first_is_named_by_any_number_of_workers(source, tmp_path):
+    for image in (3, 19):
+        (source / "img_align_celeba" / f"{image:06d}.jpg").write_bytes(photograph(image, WIDTH + image))
+    for workers in (1, 2):
+        with pytest.raises(ShardError, match="000003.jpg is 21 x 22"):
+            pack_quietly(source, tmp_path / f"set{workers}", workers=workers)
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def running(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stream:  # noqa: PTH123
+            return stream.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_pack_leaves_no_manifest_and_no_process_and_packing_again_succeeds(source, tmp_path, workers):
+    dst, image = tmp_path / "set", source / "img_align_celeba" / "000015.jpg"
+    expected = contents(pack_quietly(source, tmp_path / "clean").directory)
+    image.unlink()
+    os.mkfifo(image)  # whoever reads this image waits for ever
+    command = [sys.executable, "-m", "shards", "pack", "celeba", source, dst, f"--shard-mb={TINY}"]
+    process = subprocess.Popen([*command, f"--workers={workers}"], stdout=subprocess.DEVNULL)
+    wait_until(lambda: len(list(dst.glob(".*.part"))) == 1 and len(list(dst.glob("train-*.tar"))) >= 3)
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as stream:  # noqa: PTH123
+        children = stream.read().split()
+    assert len(children) >= (workers if workers > 1 else 0)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_until(lambda: not any(running(child) for child in children))
+    left = contents(dst)
+    assert "manifest.json" not in left
+    assert all(data == expected[name] for name, data in left.items() if not name.startswith("."))
+    with pytest.raises(ShardError, match=r"incomplete \(no manifest.json\)"):
+        manifest.read(dst)
+
+    image.unlink()
+    image.write_bytes(photograph(15))
+    (dst / "train-00099.tar").write_bytes(b"of a plan with smaller shards")
+    pack_quietly(source, dst)
+    assert contents(dst) == expected
+
+
+def test_packing_loads_no_torch(source, tmp_path):
+    code = f"""
+import sys
+from shards.pack import pack_celeba
+pack_celeba({str(source)!r}, {str(tmp_path / "set")!r}, workers=1)
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_faces_are_drawn_once_packed_and_their_drawings_removed(tmp_path, monkeypatch):
+    faces = pytest.importorskip("shards.faces")
+    calls = []
+
+    def draw(directory, *, count, seed, workers, quiet):
+        calls.append((count, seed, workers, quiet))
+        add_options(write_source(directory, count), count)
+
+    monkeypatch.setattr(faces, "write_celeba", draw)
+    (tmp_path / ".set.faces").mkdir()  # of an interrupted run
+    found = pack.pack_faces(tmp_path / "set", count=8, seed=3, workers=1, quiet=True)
+    assert calls == [(8, 3, 1, True)]
+    assert found.name == "faces"
+    assert found.factors == ("hue", "turn")
+    assert {key: found.source[key] for key in ("generator", "count", "seed")} == {
+        "generator": "faces",
+        "count": "8",
+        "seed": "3",
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert pack.pack_faces(tmp_path / "set", count=8, seed=3, quiet=True) == found
+    with pytest.raises(ShardError, match="it was not drawn with this count and seed"):
+        pack.pack_faces(tmp_path / "set", count=8, seed=4, quiet=True)
+    assert len(calls) == 1
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(ShardError, match="not empty"):
+        pack.pack_faces(tmp_path / "other", count=8, quiet=True)
+    assert len(calls) == 1

@@ -1,0 +1,32 @@
+"""Where a run takes place: what environment.json records beside the recipe."""
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "torchvision", "accelerate", "webdataset", "wandb", "numpy")
+
+
+def environment(*, world_size: int, device: str, data: str) -> dict[str, Any]:
+    """Commit, versions, processes and the digest of the data set."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "modified": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "host": platform.node(),
+        "world_size": world_size,
+        "device": device,
+        "data": data,
+    }
+
+
+def _git(*words: str) -> str | None:
+    """What git says of the source, None where there is no git or no checkout."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

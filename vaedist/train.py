@@ -1,0 +1,41 @@
+"""accelerate launch vaedist/train.py recipe=NAME [key.path=value ...]    the same command again resumes the run"""
+
+import os
+import sys
+from pathlib import Path
+
+if not __package__:     # run as a file: its own directory comes first on the path, where the package's parent belongs
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")      # torch's C++ warnings speak to its developers
+
+def main(words: list[str]) -> int:
+    """The exit status: 0 when the run is complete, 1 after one line on stderr saying what is wrong."""
+    from shards.manifest import ShardError
+    from vaedist.backend import Backend
+    from vaedist.config import dump
+    from vaedist.recipe import load
+    from vaedist.trainer import USER_ERRORS, train
+
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        recipe, dry_run = load(words)
+        if dry_run:
+            if first:
+                print(dump(recipe), end="")
+            return 0
+        backend = Backend(precision=recipe.train.precision, accumulate=recipe.train.accumulate)
+        train(recipe, backend)
+        backend.close()
+    except USER_ERRORS as error:
+        if first or isinstance(error, ShardError | OSError):    # the others are the same on all ranks
+            print(f"vaedist: {error}", file=sys.stderr, flush=True)
+        return 1
+    except KeyboardInterrupt:
+        if first:
+            print("vaedist: interrupted; the same command resumes from the last checkpoint", file=sys.stderr, flush=True)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

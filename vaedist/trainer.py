@@ -1,0 +1,163 @@
+"""A run from its recipe to its last checkpoint: the loop, read top to bottom."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import TypeVar
+
+import torch
+
+from shards.manifest import ShardError, replacing
+from vaedist import evaluators
+from vaedist.backend import Backend
+from vaedist.checkpoint import CheckpointError, Checkpoints, Progress, Snapshot
+from vaedist.config import ConfigError, as_dict, dump
+from vaedist.console import Console
+from vaedist.data import Dataset
+from vaedist.data.order import Order, fork
+from vaedist.data.pixels import flip, to_float
+from vaedist.data.stream import Batch, Stream
+from vaedist.environment import environment
+from vaedist.evaluators import Subject
+from vaedist.meters import DivergedError, Meters, Speed
+from vaedist.noise import Noise
+from vaedist.objectives import Micro, Objective
+from vaedist.recipe import Recipe, refuse_other_run
+from vaedist.tracker import Tracker, open_tracker
+from vaedist.world import World
+
+USER_ERRORS = (ConfigError, ShardError, CheckpointError, DivergedError, OSError)    # their message is a line for the user
+T = TypeVar("T")
+
+
+def train(recipe: Recipe, backend: Backend) -> Objective:
+    """Trains to `train.steps`, from the newest checkpoint of the run directory if there is one; every rank calls it.
+
+    Returns the trained objective. Raises one of USER_ERRORS; what is wrong before the first step, on whichever rank, is raised on all.
+    """
+    world, console = backend.world, Console(show=backend.main)
+    batch, accumulate, steps = recipe.train.batch, recipe.train.accumulate, recipe.train.steps
+    local = recipe.train.local(world.size)
+    console.say(
+        f"{recipe.run}: {backend.describe()}, {recipe.train.precision}, batch {batch}"
+        f"{f' in {accumulate} micro-batches' if accumulate > 1 else ''}, {local} images at a time on each"
+    )
+    checkpoints = Checkpoints(recipe.run / "checkpoints", recipe.checkpoint.keep)
+    data, objective, snapshot = on_all_ranks(world, lambda: open_run(recipe, world, checkpoints, console))
+    model, optimizer = backend.prepare(objective, recipe.optimizer.build(objective.param_groups()))
+    progress, meters = Progress(), Meters(world)
+    if snapshot is not None:
+        snapshot.restore(objective, optimizer)
+        progress, meters.rows = snapshot.progress, snapshot.meters
+        console.say(f"{recipe.run}: {'complete' if progress.step >= steps else 'resumed'} at step {progress.step}")
+    if progress.step >= steps:
+        return objective
+    if accumulate > 1 and objective.vae.couples_rows:
+        console.say("batch normalisation takes the statistics of a micro-batch: train.accumulate changes this run")
+
+    stream = Stream(
+        data.train,
+        orders=[Order(data.train.count, fork(recipe.seed, "order", k)) for k in range(objective.streams)],
+        rows=lambda seen: world.positions(seen, batch, accumulate),
+        batch=batch,
+        device=backend.device,
+    )
+    subject = Subject(objective, data.valid, world, backend, recipe.seed, recipe.evaluate.batch)
+    tracker = start_tracking(recipe, backend, data, console, done=progress.step)
+    speed = Speed(stream, progress.seen)
+    console.start(steps, progress.step)
+    with closing(stream.batches(start=progress.seen)) as batches, closing(console), tracker:
+        for images in batches:
+            micros = list(micro_batches(images, recipe, backend, objective.vae.pixel_range))
+            with torch.no_grad(), backend.autocast():
+                surveyed = objective.survey(micros)
+            for (pixels, noise), survey in zip(micros, surveyed, strict=True):
+                with backend.accumulate(model):
+                    terms = model(pixels, noise, survey)
+                    backend.backward(terms["loss"])
+                    optimizer.step()
+                    optimizer.zero_grad()
+                meters.add(terms)
+            meters.end_step()
+            progress.step += 1
+            progress.seen += batch
+            console.step()
+
+            step, last = progress.step, progress.step == steps
+            row: dict[str, float] = {}
+            if last or step % recipe.track.every == 0:
+                row |= {f"train/{name}": value for name, value in meters.take_means(step).items()}
+                row |= speed.measure(progress.seen)
+            if last or step % recipe.evaluate.every == 0:
+                numbers, pictures = evaluators.run(recipe.evaluate, subject)
+                row |= {f"eval/{name}": value for name, value in numbers.items()}
+                tracker.pictures(pictures, step=step, seen=progress.seen)
+                speed.restart(progress.seen)
+            if row:
+                epoch = progress.seen / data.train.count
+                tracker.log({"step": step, "seen": progress.seen, "epoch": epoch} | row)
+                console.row(step, row)
+            if last or step % recipe.checkpoint.every == 0:
+                meters.reduce(step)
+                if backend.main:
+                    checkpoints.save(
+                        objective, optimizer,
+                        progress=progress, meters=meters.rows, data=data.digest, recipe=as_dict(recipe),
+                    )  # fmt: skip
+                speed.restart(progress.seen)
+            if last:
+                break
+    console.say(f"{recipe.run}: complete at step {steps}; pictures in {recipe.run / 'pictures' / f'step-{steps:08d}'}")
+    return objective
+
+
+def open_run(
+    recipe: Recipe, world: World, checkpoints: Checkpoints, console: Console
+) -> tuple[Dataset, Objective, Snapshot | None]:
+    """The data set, the untrained objective, and the newest checkpoint if it is of this very run."""
+    data = recipe.data.open(console.say)
+    torch.manual_seed(fork(recipe.seed, "weights"))
+    objective = recipe.objective.build(recipe.model.build(data.shape, world), world)
+    snapshot = checkpoints.newest(console.say)
+    if snapshot is not None:
+        refuse_other_run(snapshot, recipe, data.digest)
+    return data, objective, snapshot
+
+
+def start_tracking(recipe: Recipe, backend: Backend, data: Dataset, console: Console, done: int) -> Tracker:
+    """The run's tracker, after `done` steps; recipe.yaml and environment.json go beside its files."""
+    where = environment(world_size=backend.world.size, device=backend.describe(), data=data.digest)
+    if backend.main:
+        recipe.run.mkdir(parents=True, exist_ok=True)
+        for name, text in (("recipe.yaml", dump(recipe)), ("environment.json", json.dumps(where, indent=1) + "\n")):
+            with replacing(recipe.run / name) as file:
+                file.write(text.encode())
+    config = as_dict(recipe) | {"environment": where}
+    return open_tracker(
+        recipe.track, run=recipe.run, config=config, main=backend.main, done=done, announce=console.say
+    )
+
+
+def micro_batches(
+    batch: Batch, recipe: Recipe, backend: Backend, pixel_range: tuple[float, float]
+) -> Iterator[Micro]:
+    """The images of a step as the model sees them, flipped where the sample's own coin says so."""
+    for images, positions in zip(batch.images.unbind(1), batch.positions, strict=True):
+        noise = Noise(recipe.seed, positions)
+        if recipe.data.flip:
+            coins = [noise.fork(f"stream {k}").chance("flip", 1, 0.5)[:, 0] for k in range(len(images))]
+            images = flip(images, torch.stack(coins))
+        yield to_float(images, backend.dtype, pixel_range), noise
+
+
+def on_all_ranks(world: World, work: Callable[[], T]) -> T:
+    """The result of `work`. When it fails on any rank all end: rank 0 raises the first error, the others exit with 1."""
+    error: Exception | None = None
+    try:
+        result = work()
+    except USER_ERRORS as caught:
+        error = caught
+    errors = [other for other in world.everyone(error) if other is not None]
+    if errors:
+        raise errors[0] if world.rank == 0 else SystemExit(1)
+    return result
