@@ -1,3 +1,4 @@
+import gc
 import hashlib
 import io
 import json
@@ -5,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+import warnings
 import zlib
 
 import numpy as np
@@ -38,7 +41,10 @@ def contents(directory):
 def stock(found, split):
     """The samples of a split as webdataset itself reads them."""
     urls = [str(found.shard_path(split, number)) for number in range(len(found.splits[split].shards))]
-    return list(webdataset.WebDataset(urls, shardshuffle=False))
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):  # it leaves its files to the collector
+        samples = list(webdataset.WebDataset(urls, shardshuffle=False))
+        gc.collect()
+    return samples
 
 
 def test_stock_webdataset_reads_every_sample_with_the_original_bytes(source, tmp_path):
@@ -134,7 +140,7 @@ def test_the_plan_cuts_consecutive_shards_of_nearly_equal_size():
     assert 0.9e6 < max(weights) < 1.02e6
     assert pack.plan(np.array([5, 5]), 1) == [slice(0, 1), slice(1, 2)]
     assert pack.plan(np.array([5, 5]), 10**6) == [slice(0, 2)]
-    assert pack.plan(np.array([10**7, 5, 10**7]), 10**6) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    assert pack.plan(np.array([10**7, 5, 10**7]), 10**6) == [slice(0, 1), slice(1, 3)]
 
 
 def test_a_complete_set_is_kept_if_it_is_the_same_and_defended_if_not(source, tmp_path, capsys):
@@ -177,8 +183,8 @@ def test_a_directory_with_something_else_in_it_is_refused_untouched(source, tmp_
     ("data", "words"),
     [
         (photograph(5)[:-300], "000005.jpg is a truncated JPEG"),
-        (photograph(5)[:-2], None),  # only the end marker is gone: every pixel is there
-        (photograph(5) + b"\0\0", None),
+        (photograph(5)[:-2], "000005.jpg is a truncated JPEG"),
+        (photograph(5) + b"\0\0", None),  # padding after the end is harmless
         (b"", "000005.jpg is an empty file"),
         (b"GIF89a" + bytes(100), "000005.jpg is not a JPEG"),
         (photograph(5)[:20] + photograph(5)[-2:], "000005.jpg is a damaged JPEG"),
@@ -204,7 +210,7 @@ def test_of_two_bad_images_in_two_shards_the_first_is_named_by_any_number_of_wor
     for image in (3, 19):
         (source / "img_align_celeba" / f"{image:06d}.jpg").write_bytes(photograph(image, WIDTH + image))
     for workers in (1, 2):
-        with pytest.raises(ShardError, match="000003.jpg is 21 x 22"):
+        with pytest.raises(ShardError, match=r"000003\.jpg is 21 x 22"):
             pack_quietly(source, tmp_path / f"set{workers}", workers=workers)
 
 
@@ -240,7 +246,11 @@ def test_a_killed_pack_leaves_no_manifest_and_no_process_and_packing_again_succe
     wait_until(lambda: not any(running(child) for child in children))
     left = contents(dst)
     assert "manifest.json" not in left
-    assert all(data == expected[name] for name, data in left.items() if not name.startswith("."))
+    for path in dst.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            keys = [member.name.split(".") for member in tar]
+        assert [suffix for _, suffix in keys] == ["jpg", "json"] * (len(keys) // 2)
+        assert path.read_bytes().endswith(bytes(1024))  # the end of a tar: it is whole
     with pytest.raises(ShardError, match=r"incomplete \(no manifest.json\)"):
         manifest.read(dst)
 

@@ -29,7 +29,7 @@ def label(image: int, column: int) -> int:
 
 
 def write_source(root: Path, count: int = 12) -> Path:
-    """Images 1..count in img_align_celeba/, of which the last two are test, the two before valid; the required lists."""
+    """Images 1..count, of which the last two are test and the two before valid, with the lists that are required."""
     (root / "img_align_celeba").mkdir(parents=True)
     for image, name in enumerate(names(count), 1):
         (root / "img_align_celeba" / name).write_bytes(photograph(image))

@@ -1,0 +1,125 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_celeba import HEIGHT, WIDTH, add_options, photograph, write_source
+
+from shards import inspect, manifest
+from shards.__main__ import main
+
+
+@pytest.fixture
+def source(tmp_path):
+    source = write_source(tmp_path / "source")
+    add_options(source)
+    return source
+
+
+@pytest.fixture
+def shards(capsys):
+    """Runs a command line here; returns (exit status, lines of stdout, lines of stderr)."""
+
+    def run(*arguments):
+        status = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out.splitlines(), captured.err.splitlines()
+
+    return run
+
+
+def test_pack_verify_and_inspect_succeed_on_a_sound_source(source, tmp_path, shards, monkeypatch):
+    dst = tmp_path / "set"
+    status, out, err = shards("pack", "celeba", source, dst, "--workers", 1)
+    digest = manifest.read(dst).digest
+    assert (status, err) == (0, [])
+    assert out[-1].startswith("packed 12 images (train 8, valid 2, test 2)")
+    assert out[-1].endswith(f"manifest {digest}")
+    assert shards("verify", dst) == (0, [f"{dst}: 12 images are sound, manifest {digest}"], [])
+    assert shards("verify", dst, "--deep") == (0, [f"{dst}: 12 images are sound and decode, manifest {digest}"], [])
+    assert shards("pack", "celeba", source, dst) == (
+        0,
+        [f"{dst}: already packed from this source, manifest {digest}"],
+        [],
+    )
+
+    monkeypatch.chdir(tmp_path)
+    status, out, err = shards("inspect", dst)
+    assert (status, err) == (0, [])
+    table = {line.split()[0]: line.split()[1:] for line in out if line}
+    assert table["train"][:2] == ["8", "1"]
+    assert table["Male"] == ["0.500", "0.500", "0.500"]
+    assert table["hue"] == ["0.100", "0.650", "1.200"]
+    assert table["turn"] == ["-12.000", "-6.500", "-1.000"]
+    assert any("in-the-wild" in line for line in out)
+    assert out[-1] == "set-grid.png: train, valid, test from top to bottom"
+    with Image.open(tmp_path / "set-grid.png") as image:
+        assert image.size == (inspect.COLUMNS * WIDTH, 3 * HEIGHT)
+    assert {path.name for path in dst.iterdir()} == {"manifest.json"} | {
+        file.name for split in manifest.read(dst).splits.values() for file in (*split.shards, *split.arrays.values())
+    }
+    assert shards("inspect", dst, "--grid", tmp_path / "other.png")[0] == 0
+    assert (tmp_path / "other.png").read_bytes() == (tmp_path / "set-grid.png").read_bytes()
+
+
+def test_the_grid_shows_the_images_where_it_says(source, tmp_path, shards):
+    shards("pack", "celeba", source, tmp_path / "set", "--workers", 1)
+    sheet = np.asarray(inspect.grid(manifest.read(tmp_path / "set")))
+
+    def tile(row, column):
+        return sheet[row * HEIGHT : (row + 1) * HEIGHT, column * WIDTH : (column + 1) * WIDTH]
+
+    for row, column, image in ((0, 0, 1), (0, 7, 8), (1, 1, 10), (2, 0, 11)):
+        (source / "one.jpg").write_bytes(photograph(image))
+        with Image.open(source / "one.jpg") as expected:
+            assert np.array_equal(tile(row, column), np.asarray(expected))
+    assert (tile(0, 8) == 255).all()
+
+
+def test_every_error_is_one_line_and_a_status_of_1(source, tmp_path, shards):
+    dst = tmp_path / "set"
+
+    def fails(words, *arguments):
+        status, _, err = shards(*arguments)
+        assert status == 1
+        assert len(err) == 1
+        assert err[0].startswith("shards: ")
+        assert words in err[0]
+
+    fails("nowhere: no such folder", "pack", "celeba", tmp_path / "nowhere", dst)
+    fails("there is no such data set; make it with", "verify", dst)
+    fails("there is no such data set; make it with", "inspect", dst)
+    fails("--shard-mb must be positive", "pack", "celeba", source, dst, "--shard-mb", 0)
+    (tmp_path / "file").touch()
+    fails(f"{tmp_path / 'file'}: ", "pack", "celeba", source, tmp_path / "file", "--workers", 1)
+    fails("Not a directory", "pack", "celeba", source, tmp_path / "file" / "set", "--workers", 1)
+    assert not dst.exists()
+
+    shards("pack", "celeba", source, dst, "--workers", 1)
+    path = dst / "valid-00000.tar"
+    path.write_bytes(path.read_bytes().replace(photograph(9), photograph(9)[::-1]))
+    fails("sample 000009 is not a JPEG; see `python -m shards verify", "inspect", dst, "--grid", tmp_path / "x.png")
+    status, out, err = shards("verify", dst)
+    assert (status, out) == (1, ["valid-00000.tar: its sha256 is not the one in the manifest"])
+    assert err == [f"shards: {dst}: 1 faults; remove the set and pack it again"]
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["pack"], ["pack", "celeba"], ["pack", "celeba", "a", "b", "--workers", "0"], ["pack", "faces", "a"]],
+)
+def test_a_wrong_command_line_is_refused_with_its_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: python -m shards" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(source, tmp_path):
+    command = f'ulimit -f 4; exec "{sys.executable}" -m shards pack celeba "{source}" "{tmp_path}/set" --workers 1'
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == f"shards: {tmp_path}/set/train-00000.tar: File too large\n"
+    assert [path.name for path in (tmp_path / "set").iterdir()] == [".unfinished"]
