@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from vaedist.data.store import Store
 from vaedist.data.stream import Stream
 
 TURNS, SECONDS, BATCH = 7, 0.5, 256
+CROP, SIZE = 148, 64
 BASELINE = "Pillow from files, one thread"
 
 
@@ -38,11 +40,11 @@ def extract(manifest: Manifest, count: int, folder: Path) -> list[Path]:
     return paths
 
 
-def decode(path: Path, crop: int, size: int) -> np.ndarray:
+def decode(path: Path) -> np.ndarray:
     photo = Image.open(path)
-    left, top = (photo.width - crop) // 2, (photo.height - crop) // 2
-    square = photo.crop((left, top, left + crop, top + crop))
-    return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
+    left, top = (photo.width - CROP) // 2, (photo.height - CROP) // 2
+    square = photo.crop((left, top, left + CROP, top + CROP))
+    return np.asarray(square.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
 
 
 def measure(candidates: dict[str, Callable[[], object]]) -> dict[str, float]:
@@ -64,10 +66,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         shards = parser.parse_args().shards or pack_faces(folder / "faces", count=1000).directory
-        configs = [Config(shards=shards, cache=folder / "cache", store=kind) for kind in ("tar", "host")]
-        tar, host = (config.open(print).train for config in configs)
-        crop, size = configs[0].crop, configs[0].size
-        files = extract(configs[0].open(print).manifest, BATCH, folder)
+        config = Config(shards=shards, crop=CROP, size=SIZE, cache=folder / "cache", store="host")
+        host, tar = config.open(print).train, replace(config, store="tar").open(print).train
+        files = extract(config.open(print).manifest, BATCH, folder)
         draws = np.random.default_rng(0)
 
         def gather(store: Store) -> torch.Tensor:
@@ -79,7 +80,7 @@ def main() -> None:
         batches = Stream(host, [Order(host.count, seed=0)], rows, BATCH, torch.device("cpu")).batches(0)
         speeds = measure(
             {
-                BASELINE: lambda: [decode(path, crop, size) for path in files],
+                BASELINE: lambda: [decode(path) for path in files],
                 "tar store": lambda: gather(tar),
                 "host store": lambda: gather(host),
                 "stream from the host store": lambda: next(batches),

@@ -1,3 +1,4 @@
+import fcntl
 import io
 import os
 import shutil
@@ -14,7 +15,7 @@ from tiny_set import HEIGHT, WIDTH, pack_tiny, photograph, spoil
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
 from shards.manifest import Manifest, ShardError, read
-from vaedist.data import Config
+from vaedist.data import Config, lock
 from vaedist.data.store import PIXELS, SIDECAR, HostStore, Store, TarStore, open_store
 
 
@@ -203,6 +204,20 @@ print("crc32", zlib.crc32(store.gather(np.arange(store.count)).numpy()))
     assert sum("decoding once" in line for line in said) == 1
     right = zlib.crc32(everything(opened(packed, tmp_path, kind="tar")).numpy())
     assert [line for line in said if line.startswith("crc32")] == [f"crc32 {right}"] * 2
+
+
+def test_whoever_waits_for_another_process_says_so_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0)
+    said: list[str] = []
+    with (tmp_path / "lock").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+        def announce(line):
+            said.append(line)
+            fcntl.flock(other, fcntl.LOCK_UN)
+
+        with lock.exclusive(tmp_path / "lock", announce):
+            assert said == [f"waiting for another process of this node, which holds {tmp_path / 'lock'}"]
 
 
 def test_a_killed_build_leaves_nothing_that_could_be_taken_for_whole(packed, tmp_path):

@@ -54,10 +54,7 @@ class TarStore:
             raise ShardError(f"crop={crop} is larger than the images of {manifest.directory}: {height}x{width} pixels")
         self.manifest, self.split, self.size = manifest, split, size
         self.count, self.shape = manifest.split(split).count, (3, size, size)
-        top, left = (
-            round((height - self.crop) / 2),
-            round((width - self.crop) / 2),
-        )  # where torchvision's CenterCrop cuts
+        left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)  # as torchvision's CenterCrop
         self._box = (left, top, left + self.crop, top + self.crop)
         self._index = np.array(manifest.array(split, "index"))
         self._tars = [self._map(number) for number in range(len(manifest.split(split).shards))]
@@ -110,7 +107,7 @@ class HostStore:
         return torch.index_select(self._pixels, 0, torch.from_numpy(ids), out=out)
 
     def warm(self) -> None:
-        """Reads the file once in order, a tenth of the time random reads of a cold disk take, and checks its bits."""
+        """Reads the file once in order, so that no batch waits for the disk, and checks its bits."""
         crc32, step = 0, 2**26
         for start in range(0, len(self._bytes), step):
             crc32 = zlib.crc32(self._bytes[start : start + step].data, crc32)
