@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from math import sqrt
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -72,7 +73,7 @@ def sine_cosine(degrees: float) -> tuple[float, float]:
     """Sine and cosine of an angle within 90 degrees, without a mathematical library."""
     a = degrees * 0.017453292519943295
     s = a * (1 - a * a / 6 * (1 - a * a / 20 * (1 - a * a / 42 * (1 - a * a / 72))))
-    return s, max(1 - s * s, 0.0) ** 0.5
+    return s, sqrt(max(1 - s * s, 0.0))
 
 
 def step(start: float, end: float, x: Plane) -> Plane:
@@ -190,13 +191,13 @@ class Canvas:
         """Lays a colour lit by `shade` (1 = as given) over what is there; `warmth` lets red survive in the shadow."""
         blood = shade * (1 - shade)
         for plane, channel, glow in zip(self.light, colour, (1.0, 0.1, -0.25), strict=True):
-            full = (channel / 255) ** 2
+            full = channel * channel / 65025
             plane += alpha * (full * shade + full * warmth * glow * blood - plane)
 
     def glow(self, colour: Colour, alpha: Plane) -> None:
         """Adds light of a colour: a reflection."""
         for plane, channel in zip(self.light, colour, strict=True):
-            plane += alpha * (channel / 255) ** 2
+            plane += alpha * (channel * channel / 65025)
 
     def darken(self, colour: Colour, alpha: Plane) -> None:
         """Multiplies by a colour where alpha is 1: a shadow or a stain."""
@@ -225,9 +226,10 @@ class View:
         """(x, y) of a point (u, v) of the head's surface."""
         (sy, sp), (a, b) = self.turn, RADIUS
         p, q = u / a, v / b
-        r = max(1 - p * p - q * q, 0.0) ** 0.5
-        p, r = p * (1 - sy * sy) ** 0.5 + r * sy, r * (1 - sy * sy) ** 0.5 - p * sy
-        return a * p, b * (q * (1 - sp * sp) ** 0.5 + r * sp)
+        r = sqrt(max(1 - p * p - q * q, 0.0))
+        cy, cp = sqrt(1 - sy * sy), sqrt(1 - sp * sp)
+        p, r = p * cy + r * sy, r * cy - p * sy
+        return a * p, b * (q * cp + r * sp)
 
     def crop(self, part: Box) -> View:
         x, y, u, v = (plane[part] for plane in (self.x, self.y, self.u, self.v))
@@ -288,7 +290,7 @@ def paint_background(f: Face) -> Canvas:
     cloud = 0.06 * _backdrop()
     glow = bump(x - 50 * f.light_direction, y + 40, 190, 210)
     light = 0.45 + 0.75 * glow - 0.0012 * y + cloud
-    return Canvas(np.stack([light * (channel / 255) ** 2 for channel in colour]))
+    return Canvas(np.stack([light * (channel * channel / 65025) for channel in colour]))
 
 
 def head_distance(f: Face, view: View) -> Plane:
@@ -328,19 +330,16 @@ def paint_body(canvas: Canvas, f: Face, view: View, skin: Colour, head: Plane) -
 def paint_ears(canvas: Canvas, f: Face, view: View, skin: Colour) -> Plane:
     """Returns how much of each pixel an ear covers."""
     covered = np.zeros_like(view.x)
-    part = box(75, 165)
-    canvas, view = canvas.crop(part), view.crop(part)
-    shade = lambert(view)
     wide = 45.5 + 2.75 * (f.face_width + 1)
     sy, sp = view.turn
-    for side in (-1.0, 1.0):
-        x = side * view.x - wide + 8.5 * side * sy + 5.5 * abs(sy)  # the near ear stays out, the far one goes behind
-        y = view.y - 2 + 8 * sp + 0.12 * x
+    for side, part in ((-1.0, box(75, 165, 0, 89)), (1.0, box(75, 165, 89))):
+        half, here = canvas.crop(part), view.crop(part)
+        x = side * here.x - wide + 8.5 * side * sy + 5.5 * abs(sy)  # the near ear stays out, the far one goes behind
+        y = here.y - 2 + 8 * sp + 0.12 * x
         ear = smooth_min(ellipse(x, y, 6.8, 13), ellipse(x + 2.5, y - 12, 4, 4.5), 5)
-        alpha = cover(ear)
-        canvas.paint(skin, alpha, shade * (0.86 - 0.25 * step(-4, 0, ear)), warmth=0.9)
-        canvas.darken((148, 84, 74), alpha * 0.75 * bump(x - 0.5, y + 1, 4.6, 9.5))
-        covered[part] = np.maximum(covered[part], alpha)
+        alpha = covered[part] = cover(ear)
+        half.paint(skin, alpha, lambert(here) * (0.86 - 0.25 * step(-4, 0, ear)), warmth=0.9)
+        half.darken((148, 84, 74), alpha * 0.75 * bump(x - 0.5, y + 1, 4.6, 9.5))
     return covered
 
 
@@ -389,7 +388,7 @@ def grow_hair(f: Face, view: View) -> Hair:
     rho = np.sqrt((x * (1 / a)) ** 2 + ((y + 13) * (1 / b)) ** 2)
     shade = lambert(view, radius=(60.0, 80.0))
     tone = shade * (0.80 + 0.42 * strand) * (1 - 0.3 * step(-7, 1, outer)) * (1 - 0.35 * long * step(7, 0, opening))
-    tone = tone * (1 - 0.5 * step(2.6, 0, np.abs(dx)) * step(-40, -52, y))
+    tone = tone * (1 - 0.35 * step(4, 0, np.abs(dx)) * step(-36, -50, y))
     lx = 34 * view.lamp[0]
     band = bump(x - lx, rho - 0.80, 70, 0.24) * step(8, -30, y) + 0.5 * long * bump(np.abs(x) - a + 4, y - 30, 9, 40)
     sheen = band * np.maximum(0.45 + 0.75 * strand, 0) * shade
@@ -436,7 +435,7 @@ def groove(x: Plane, y: Plane, start: tuple[float, float], end: tuple[float, flo
     """1 along a bent stroke between two points, 0 at `width` pixels from it; it thins out at both ends."""
     ex, ey = end[0] - start[0], end[1] - start[1]
     square = ex * ex + ey * ey
-    length = square**0.5
+    length = sqrt(square)
     px, py = x - start[0], y - start[1]
     t = (px * ex + py * ey) * (1 / square)
     across = (px * ey - py * ex) * (1 / length) - bow * 4 * t * (1 - t)
@@ -466,22 +465,23 @@ def relief_of(f: Face, view: View, mouth: Mouth) -> Plane:
 
 def lines_of(f: Face, m: Plane, v: Plane) -> Plane:
     """The depth in pixels of the fold beside the mouth, which a smile deepens, and of the lines that come with age."""
-    smile, old = max(f.mouth_curvature, 0.0), f.age * f.age
+    smile, old = max(f.mouth_curvature, 0.0), f.age * (0.4 + 0.6 * f.age)
     z = np.zeros_like(m)
     part = box(0, 66)
     upper, x, y = z[part], m[part], v[part]
     for height in (-39.0, -33.5, -28.0):
-        upper += 0.75 * old * bump(x, y - height + 1.3 * bump(x - 12, x * 0, 14, 1), 27, 1.9)
-    upper += 0.9 * old * groove(x, y, (2.6, -27), (3.6, -17), 0.2, 1.8)
+        upper += 1.1 * old * bump(x, y - height + 1.3 * bump(x - 12, x * 0, 14, 1), 27, 1.9)
+    upper += 1.2 * old * groove(x, y, (2.6, -27), (3.6, -17), 0.2, 1.8)
     part = box(36, 106)
     middle, x, y = z[part], m[part], v[part]
     for end in (-11.0, -5.5, 0.0):
-        middle += 0.7 * old * groove(x, y, (32, -5 + 0.2 * (end + 5)), (41, end), 0.3, 1.6)
-    middle += 1.2 * old * groove(x, y, (10, 3), (29, 5), 3.0, 2.6)
+        middle += 1.0 * old * groove(x, y, (32, -5 + 0.2 * (end + 5)), (41, end), 0.3, 1.6)
+    middle += 1.8 * old * groove(x, y, (10, 3), (29, 5), 3.0, 2.6)
     part = box(68, 162)
     lower, x, y = z[part], m[part], v[part]
-    lower += (0.35 + 1.4 * f.age + 0.9 * smile) * groove(x, y, (10, 21), (23.5, 39), -2.5, 3.2)
-    lower += 0.9 * old * groove(x, y, (20, 42), (20, 55), -1.5, 2.6)
+    lower += (0.35 + 1.9 * f.age + 0.9 * smile) * groove(x, y, (10, 21), (23.5, 39), -2.5, 3.2)
+    lower += 1.5 * old * groove(x, y, (20, 42), (20, 55), -1.5, 2.6)
+    lower += 2.4 * old * bump(x - 32, y - 28, 11, 15) - 1.6 * old * bump(x - 27, y - 50, 10, 9)  # hollow cheek, jowl
     return z
 
 
@@ -492,7 +492,7 @@ def paint_skin(canvas: Canvas, f: Face, view: View, skin: Colour, shade: Plane, 
     blush = 0.20 + 0.42 * f.makeup
     canvas.darken((238, 148, 140), alpha * blush * bump(m - 29, v - 15, 18, 15))
     canvas.darken((236, 150, 138), alpha * 0.35 * bump(u - 8 * view.turn[0], v - 18, 12, 9))
-    canvas.darken((172, 112, 112), alpha * (0.35 + 0.25 * f.age) * bump(m - 17, v + 3, 17, 11))  # the eye's own shade
+    canvas.darken((172, 112, 112), alpha * (0.30 + 0.45 * f.age) * bump(m - 17, v + 3, 17, 11))  # the eye's own shade
     canvas.darken((150, 96, 90), alpha * 0.55 * bump(u - 8 * view.turn[0], v - 25.5, 11, 4.2))  # under the nose
     canvas.darken((150, 100, 96), alpha * 0.3 * bump(u, v - 48, 12, 4))  # under the lip
     lx = view.lamp[0]
@@ -574,7 +574,7 @@ def paint_mouth(canvas: Canvas, f: Face, view: View, skin: Colour, shade: Plane)
     inside = cover(mouth.gap) * step(0.0, 0.06, mouth.arch)
     canvas.paint((62, 16, 18), inside)
     depth = mouth.middle + (1.6 * f.mouth_open) * mouth.arch
-    row = cover(depth - 4.6 * mouth.arch + 0.15 * np.abs(noise(0.30 * u + 3)), 0.9)
+    row = cover(depth - 4.6 * mouth.arch + 0.15 * np.abs(noise(0.30 * np.abs(u) + 3)), 0.9)
     teeth = inside * row * step(0.02, 0.3, mouth.arch)
     canvas.paint((240, 234, 224), teeth, np.clip(0.35 + 0.75 * mouth.arch - 0.25 * step(2.0, 0, depth), 0, 1))
     canvas.paint((170, 76, 78), inside * 0.8 * bump(u, depth - 10.5 * f.mouth_open - 1, 10, 4.5), 0.7)
