@@ -1,7 +1,7 @@
 """Drawn portraits with known factors: a data set without a download, in CelebA's own layout, and a ground truth.
 
 Every factor is an independent draw, uniform over its range or by the weights of its categories, and a pure function of
-(seed, image number): image 7 of seed 0 is the same picture in a set of ten and of a million, bit for bit on any machine.
+(seed, image number): image 7 of seed 0 is the same picture in a set of ten and of a million, bit for bit anywhere.
 Only the JPEG files made from it also depend on the JPEG library.
 """
 
