@@ -71,7 +71,7 @@ def _verify(options: argparse.Namespace) -> int:
     for fault in faults:
         print(fault)
     if faults:
-        print(f"shards: {options.dst}: {len(faults)} faults; {manifest.REMEDY}", file=sys.stderr)
+        print(f"shards: {options.dst}: {len(faults)} faults found; {manifest.REMEDY}", file=sys.stderr)
         return 1
     found = manifest.read(options.dst)
     images = sum(split.count for split in found.splits.values())

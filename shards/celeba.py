@@ -1,8 +1,6 @@
 """Reading CelebA as people have it on disk: the zip or a folder of images, annotations as .txt or .csv, any nesting."""
 
-import hashlib
 import os
-import re
 import struct
 import zipfile
 import zlib
@@ -10,27 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO
 
 import numpy as np
 
+from shards.annotations import IMAGE_NAME, Format, read_table, refuse_web_page
 from shards.manifest import ShardError
 
 IMAGES = "img_align_celeba"
 PARTITION = "list_eval_partition"
 ATTRIBUTES = "list_attr_celeba"
-IMAGE_NAME = re.compile(r"(\d{1,9})\.jpg")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Format:
-    """An annotation file: its base name and what its values are. Without columns, the file's own header names them."""
-
-    base: str
-    dtype: np.dtype[Any]
-    columns: tuple[str, ...] = ()
-    suffixes: tuple[str, ...] = (".txt", ".csv")
-
 
 # Entry of a sample's json -> the annotation file it is read from; only the attributes are required.
 FORMATS = {
@@ -84,7 +71,7 @@ class Celeba:
 def read(root: Path) -> Celeba:
     """Find and check the images and the annotations anywhere below `root`. ShardError on any fault."""
     files, images_path = _find(root)
-    partition = _read_table(_required(files, SPLIT_FORMAT, root), SPLIT_FORMAT)
+    partition = read_table(_required(files, SPLIT_FORMAT, root), SPLIT_FORMAT)
     partition.require((partition.values >= 0) & (partition.values <= 2), "the split must be 0, 1 or 2")
     names = sorted(partition.names, key=number)
     split = partition.values[partition.order(names, partition.path), 0]
@@ -98,16 +85,15 @@ def read(root: Path) -> Celeba:
         path = _one(files, form)
         if path is None:
             continue
-        raw = _read_table(path, form)
+        raw = read_table(path, form)
         digests[path.name] = raw.sha256
         values = raw.values[raw.order(names, partition.path)]
         if entry == "attributes":
             raw.require(np.abs(raw.values) == 1, "an attribute must be -1 or 1")
             values = (values > 0).astype(np.uint8)
         tables[entry] = Table(columns=raw.columns, values=values)
-    identity = tables.get("identity")
-    if identity is not None:
-        tables["identity"] = Table(columns=(), values=identity.values[:, 0])
+    if "identity" in tables:
+        tables["identity"] = Table(columns=(), values=tables["identity"].values[:, 0])
 
     found = _list_archive(images_path) if images_path.suffix == ".zip" else _list_folder(images_path)
     missing = [name for name in names if name not in found]
@@ -180,103 +166,6 @@ def _required(files: dict[str, list[Path]], form: Format, root: Path) -> Path:
     return path
 
 
-@dataclass(frozen=True, kw_only=True)
-class _RawTable:
-    path: Path
-    sha256: str
-    first_line: int  # of the first row, counted from 1
-    columns: tuple[str, ...]
-    names: list[str]
-    values: np.ndarray  # [n, columns]
-
-    def require(self, good: np.ndarray, rule: str) -> None:
-        """ShardError naming file, line, image and value of the first entry of `good` [n, columns] that is False."""
-        bad = np.argwhere(~good)
-        if len(bad):
-            row, column = bad[0]
-            value = f"{self.columns[column]} is {self.values[row, column]}"
-            raise ShardError(f"{self.path}: line {self.first_line + row}: {self.names[row]}: {value}; {rule}")
-
-    def order(self, names: list[str], other: Path) -> list[int]:
-        """The row of each name; ShardError unless this file names the same images as `other`, each once."""
-        row = {name: i for i, name in enumerate(self.names)}
-        if len(row) < len(self.names):
-            again = next(name for i, name in enumerate(self.names) if row[name] != i)
-            raise ShardError(f"{self.path}: {again} is listed more than once")
-        for lacking, complete, missing in (
-            (self.path, other, set(names) - row.keys()),
-            (other, self.path, row.keys() - set(names)),
-        ):
-            if missing:
-                which = f"{len(missing)} images of {complete.name} are missing, the first is {min(missing)}"
-                raise ShardError(f"{lacking}: {which}")
-        return [row[name] for name in names]
-
-
-def _read_table(path: Path, form: Format) -> _RawTable:
-    """Parse one annotation file: an optional count, an optional header, then rows `name value ...`."""
-    data = path.read_bytes()
-    _refuse_web_page(path, data)
-    try:
-        lines = data.decode("utf-8-sig").rstrip().splitlines()
-    except UnicodeDecodeError:
-        raise ShardError(f"{path}: not a text file; download it again") from None
-    separator = "," if any("," in line for line in lines[:3]) else None
-    rows = [[cell.strip() for cell in line.split(separator)] or [""] for line in lines]
-
-    start, declared, columns = 0, None, form.columns
-    if rows and len(rows[0]) == 1 and rows[0][0].isdecimal():
-        declared, start = int(rows[0][0]), 1
-    if len(rows) > start and not IMAGE_NAME.fullmatch(rows[start][0]):
-        header, start = rows[start], start + 1
-        named = len(rows) > start and len(header) == len(rows[start])  # the first column has a name too: image_id
-        columns = tuple(header[1:] if named else header)
-    if len(rows) == start:
-        raise ShardError(f"{path}: lists no images")
-    if form.columns and len(columns) != len(form.columns):
-        raise ShardError(f"{path}: {len(columns)} columns where {form.base} has {len(form.columns)}")
-    if not columns or len(set(columns)) < len(columns):
-        raise ShardError(f"{path}: line {start}: the columns must have names, each another")
-    if declared is not None and declared != len(rows) - start:
-        raise ShardError(f"{path}: line 1 declares {declared} images, but {len(rows) - start} follow")
-    values = _numbers(path, rows, start, len(columns), form.dtype)
-    return _RawTable(
-        path=path,
-        sha256=hashlib.sha256(data).hexdigest(),
-        first_line=start + 1,
-        columns=columns,
-        names=[row[0] for row in rows[start:]],
-        values=values,
-    )
-
-
-def _numbers(path: Path, rows: list[list[str]], start: int, columns: int, dtype: np.dtype[Any]) -> np.ndarray:
-    """The values of rows[start:] as [n, columns] of `dtype`."""
-
-    def fail(i: int, why: str) -> NoReturn:
-        raise ShardError(f"{path}: line {i + 1}: {why}")
-
-    number = float if dtype.kind == "f" else int
-    parsed = []
-    for i in range(start, len(rows)):
-        row = rows[i]
-        if not IMAGE_NAME.fullmatch(row[0]):
-            fail(i, f"{row[0]!r} is not an image name such as 000001.jpg")
-        if len(row) != columns + 1:
-            fail(i, f"{row[0]}: {len(row) - 1} values where {columns} are expected")
-        try:
-            parsed.append(list(map(number, row[1:])))
-        except ValueError as error:
-            fail(i, f"{row[0]}: a value is not a number ({error})")
-    wide = np.array(parsed, dtype=np.float64)  # exact for every integer an annotation can hold
-    limits = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
-    bad = np.argwhere(~((wide >= limits.min) & (wide <= limits.max)))
-    if len(bad):
-        row, column = bad[0]
-        fail(start + row, f"{rows[start + row][0]}: {rows[start + row][1 + column]} is out of range")
-    return wide.astype(dtype)
-
-
 def _list_folder(directory: Path) -> dict[str, Image]:
     with os.scandir(directory) as entries:
         return {
@@ -286,7 +175,7 @@ def _list_folder(directory: Path) -> dict[str, Image]:
 
 def _list_archive(path: Path) -> dict[str, Image]:
     with path.open("rb") as stream:
-        _refuse_web_page(path, stream.read(64))
+        refuse_web_page(path, stream.read(64))
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -300,7 +189,7 @@ def _list_archive(path: Path) -> dict[str, Image]:
     return found
 
 
-def _read_member(stream: Any, member: zipfile.ZipInfo) -> bytes:
+def _read_member(stream: IO[bytes], member: zipfile.ZipInfo) -> bytes:
     """A member's bytes. zipfile itself would read the directory of all 202,599 members again in every process."""
     stream.seek(member.header_offset)
     header = stream.read(30)
@@ -308,7 +197,7 @@ def _read_member(stream: Any, member: zipfile.ZipInfo) -> bytes:
     if header[:4] != b"PK\x03\x04":
         raise ValueError("no local header")
     stream.seek(name + extra, os.SEEK_CUR)
-    data: bytes = stream.read(member.compress_size)
+    data = stream.read(member.compress_size)
     if member.compress_type == zipfile.ZIP_DEFLATED:
         data = zlib.decompress(data, -zlib.MAX_WBITS)
     elif member.compress_type != zipfile.ZIP_STORED:
@@ -316,9 +205,3 @@ def _read_member(stream: Any, member: zipfile.ZipInfo) -> bytes:
     if len(data) != member.file_size or zlib.crc32(data) != member.CRC:
         raise ValueError("its crc32 does not match")
     return data
-
-
-def _refuse_web_page(path: Path, data: bytes) -> None:
-    if data.lstrip()[:1] == b"<":
-        why = "Google Drive answers so when its download quota is spent"
-        raise ShardError(f"{path}: a web page, not the file itself ({why}); download it again")

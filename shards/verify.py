@@ -13,8 +13,7 @@ import numpy as np
 
 from shards import jpeg, manifest, parallel
 from shards.manifest import ARRAYS, INDEX, File, Manifest
-
-BLOCK = 512  # of a tar
+from shards.writer import BLOCK
 
 
 def verify(directory: Path | str, *, deep: bool = False, workers: int | None = None, quiet: bool = False) -> list[str]:

@@ -168,7 +168,7 @@ def test_a_declared_count_that_is_wrong_is_refused(source):
         ("000003.jpg  1  1", "000003.jpg  1", "line 5: 000003.jpg: 2 values where 3 are expected"),
         ("000003.jpg", "face.jpg", "line 5: 'face.jpg' is not an image name"),
         ("000003.jpg", "000002.jpg", "000002.jpg is listed more than once"),
-        ("000003.jpg", "000033.jpg", "1 images of list_eval_partition.txt are missing, the first is 000003.jpg"),
+        ("000003.jpg", "000033.jpg", "lacks 1 of the images in list_eval_partition.txt, the first is 000003.jpg"),
         ("Male Young", "Young Young", "line 2: the columns must have names, each another"),
     ],
 )
@@ -182,7 +182,7 @@ def test_faults_of_the_partition_are_named(source):
     edit(path, "000004.jpg 0", "000004.jpg 3")
     fails(source, "list_eval_partition.txt: line 4: 000004.jpg: partition is 3; the split must be 0, 1 or 2")
     edit(path, "000004.jpg 3\n", "")
-    fails(source, "list_eval_partition.txt: 1 images of list_attr_celeba.txt are missing, the first is 000004.jpg")
+    fails(source, "list_eval_partition.txt: lacks 1 of the images in list_attr_celeba.txt, the first is 000004.jpg")
     edit(path, "000005.jpg 0\n", "000005.jpg 0\n05.jpg 0\n")
     fails(source, "have the same number")
     path.write_text("")
@@ -196,7 +196,7 @@ def test_factors_must_be_finite_and_for_every_image(source):
     edit(source / "factors.csv", "000002.jpg,0.2", "000002.jpg,nan")
     fails(source, "factors.csv: line 3: 000002.jpg: nan is out of range")
     edit(source / "factors.csv", "000002.jpg,nan,-2\n", "")
-    fails(source, "factors.csv: 1 images of list_eval_partition.txt are missing")
+    fails(source, "factors.csv: lacks 1 of the images in list_eval_partition.txt")
 
 
 def test_a_web_page_in_place_of_a_file_is_recognised(source):

@@ -17,7 +17,7 @@ import webdataset
 from tiny_celeba import HEIGHT, WIDTH, add_options, label, names, photograph, write_source, zip_images
 from webdataset.writer import TarWriter
 
-from shards import manifest, pack
+from shards import manifest, pack, writer
 from shards.manifest import ShardError
 
 TINY = 0.012  # MB: three or four of the tiny images a shard
@@ -70,9 +70,9 @@ def test_stock_webdataset_reads_every_sample_with_the_original_bytes(source, tmp
 def test_a_shard_is_byte_for_byte_what_webdatasets_writer_writes(source, tmp_path):
     found = pack_quietly(source, tmp_path / "set")
     stream = io.BytesIO()
-    with TarWriter(stream, encoder=False, mtime=0, user=pack.OWNER, group=pack.OWNER, mode=0o444) as writer:
+    with TarWriter(stream, encoder=False, mtime=0, user=writer.OWNER, group=writer.OWNER, mode=0o444) as tar:
         for sample in stock(found, "valid"):
-            writer.write({key: sample[key] for key in ("__key__", "jpg", "json")})
+            tar.write({key: sample[key] for key in ("__key__", "jpg", "json")})
     assert found.shard_path("valid", 0).read_bytes() == stream.getvalue()
 
 
@@ -132,15 +132,15 @@ def test_a_split_without_images_is_left_out(source, tmp_path):
 
 def test_the_plan_cuts_consecutive_shards_of_nearly_equal_size():
     sizes = np.random.default_rng(0).integers(2_000, 20_000, 5_000)
-    parts = pack.plan(sizes, 10**6)
+    parts = writer.plan(sizes, 10**6)
     assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
     assert parts[-1].stop == len(sizes)
     weights = [sizes[part].sum() + 2048 * (part.stop - part.start) for part in parts]
     assert min(weights) > 0.9 * max(weights)
     assert 0.9e6 < max(weights) < 1.02e6
-    assert pack.plan(np.array([5, 5]), 1) == [slice(0, 1), slice(1, 2)]
-    assert pack.plan(np.array([5, 5]), 10**6) == [slice(0, 2)]
-    assert pack.plan(np.array([10**7, 5, 10**7]), 10**6) == [slice(0, 1), slice(1, 3)]
+    assert writer.plan(np.array([5, 5]), 1) == [slice(0, 1), slice(1, 2)]
+    assert writer.plan(np.array([5, 5]), 10**6) == [slice(0, 2)]
+    assert writer.plan(np.array([10**7, 5, 10**7]), 10**6) == [slice(0, 1), slice(1, 3)]
 
 
 def test_a_complete_set_is_kept_if_it_is_the_same_and_defended_if_not(source, tmp_path, capsys):
