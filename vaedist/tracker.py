@@ -6,6 +6,7 @@ import os
 import secrets
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +17,10 @@ from PIL import Image
 
 from shards.manifest import replacing
 from vaedist.config import ConfigError, bounded
+from vaedist.words import nearest
 
 Mode = Literal["auto", "online", "offline", "off"]
+Attempt = Literal["online", "offline"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,9 @@ def open_tracker(
     """
     if not main:
         return Tracker()
-    files, view = Files(run, done), open_wandb(track, run, config, announce)
+    mode = _mode(track)
+    files = Files(run, done)
+    view = None if mode == "off" else open_wandb(mode, track, run, config, announce)
     return Tracker([files] if view is None else [files, view])
 
 
@@ -90,11 +95,12 @@ class Files:
         path = run / "metrics.jsonl"
         if path.exists():
             keep_rows(path, done)
-        self._file = path.open("ab", buffering=0)
+        self._file = path.open("ab")
 
     def log(self, row: Mapping[str, float]) -> None:
         numbers = {name: value if math.isfinite(value) else None for name, value in row.items()}  # JSON knows no NaN
-        self._file.write(f"{json.dumps(numbers, allow_nan=False)}\n".encode())
+        self._file.write(f"{json.dumps(numbers)}\n".encode())
+        self._file.flush()
         os.fsync(self._file.fileno())
 
     def pictures(self, pictures: Mapping[str, np.ndarray], step: int, seen: int) -> None:
@@ -116,11 +122,10 @@ def keep_rows(path: Path, done: int) -> None:
     kept = []
     for number, line in enumerate(lines, 1):
         try:
-            step = json.loads(line)["step"]
+            if json.loads(line)["step"] <= done:
+                kept.append(line)
         except (ValueError, KeyError, TypeError):
             raise ConfigError(f"{path}:{number}: not a row with a step; move the file away") from None
-        if step <= done:
-            kept.append(line)
     with replacing(path) as file:
         file.writelines(kept)
 
@@ -128,72 +133,51 @@ def keep_rows(path: Path, done: int) -> None:
 class Wandb:
     """A view that training neither waits for nor fails with: its first failure is the last that is heard of it."""
 
-    def __init__(self, run: Any, failures: tuple[type[Exception], ...], announce: Callable[[str], None]) -> None:
+    def __init__(self, run: Any, announce: Callable[[str], None]) -> None:
         self._run = run
-        self._failures = failures
         self._announce = announce
 
     def log(self, row: Mapping[str, float]) -> None:
-        self._attempt(lambda run: run.log(dict(row)))  # without step=: W&B would drop the rows of a resumed run
+        self._attempt(lambda run: run.log(dict(row)))  # without step=: W&B would drop rows of a step it has passed
 
     def pictures(self, pictures: Mapping[str, np.ndarray], step: int, seen: int) -> None:
         from wandb import Image
 
-        images = {f"pictures/{name}": Image(pixels) for name, pixels in pictures.items()}
-        self._attempt(lambda run: run.log({"step": step, "seen": seen, **images}))
+        self._attempt(lambda run: run.log(
+            {"step": step, "seen": seen} | {f"pictures/{name}": Image(pixels) for name, pixels in pictures.items()}
+        ))  # fmt: skip
 
     def close(self, failed: bool) -> None:
         self._attempt(lambda run: run.finish(exit_code=int(failed)))
+        _end_process()  # which still writes to the run's file when finish returns
 
     def _attempt(self, act: Callable[[Any], None]) -> None:
         if self._run is None:
             return
         try:
             act(self._run)
-        except self._failures as error:
+        except _failures() as error:
             self._run = None
-            self._announce(f"W&B: lost ({_line(error)}); the run goes on without it, metrics.jsonl has everything")
+            self._announce(f"W&B: lost ({_reason(error)}); the run goes on, metrics.jsonl has everything")
+            _end_process()
 
 
-def open_wandb(track: Config, run: Path, config: dict[str, Any], announce: Callable[[str], None]) -> Wandb | None:
-    """The run on W&B, the same one each time; None, and a line that says why, where there cannot be one."""
-    mode = _mode(track)
-    if mode == "off":
-        return None
-    import wandb  # takes seconds
-
-    failures = (wandb.errors.Error, OSError)
-    wandb.setup(wandb.Settings(silent=True))
+def open_wandb(
+    mode: str, track: Config, run: Path, config: dict[str, Any], announce: Callable[[str], None]
+) -> Wandb | None:
+    """The run on W&B, the same one after a resume; one line says where it is, or why there is none."""
     why = "as asked"
-    for attempt in ("online", "offline") if mode != "offline" else ("offline",):
+    attempts: tuple[Attempt, ...] = ("offline",) if mode == "offline" else ("online", "offline")
+    for attempt in attempts:
         try:
-            # init itself would ask for the key on a terminal, and wait for ever
-            if attempt == "online" and not wandb.login(prompt=False, verify=False):
-                why = "no credentials; `wandb login` stores them"
-                continue
-            view = wandb.init(
-                mode=attempt,
-                dir=run,
-                id=_identity(run),
-                resume="allow" if attempt == "online" else None,
-                name=run.name,
-                project=track.project,
-                entity=track.entity,
-                group=track.group,
-                tags=track.tags,
-                config=config,
-                settings=wandb.Settings(
-                    console="off", silent=True, init_timeout=30, finish_timeout=60, finish_timeout_raises=True
-                ),
-            )
-            view.define_metric("seen")
-            view.define_metric("*", step_metric="seen")
-        except failures as error:
-            why = _line(error)
+            view = _start(attempt, track, run, config)
+        except _failures() as error:
+            why = _reason(error)
+            _end_process()  # it would not let go of the run's id
             continue
-        where = view.url if attempt == "online" else f"{why}; to upload: wandb sync {_quoted(run)}/offline-run-*"
+        where = view.url if attempt == "online" else f"{why}; upload: wandb sync {_quoted(run)}/offline-run-*"
         announce(f"W&B: {attempt}, {where}")
-        return Wandb(view, failures, announce)
+        return Wandb(view, announce)
     announce(f"W&B: off, {why}")
     return None
 
@@ -204,12 +188,56 @@ def _mode(track: Config) -> str:
         return track.wandb
     modes = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "off"}
     if asked not in modes:
-        raise ConfigError(f"environment: WANDB_MODE={asked} is no choice; choose from {', '.join(modes)}")
+        raise ConfigError(f"environment: WANDB_MODE={asked} is no choice; {nearest(asked, modes)}")
     return modes[asked]
 
 
-def _identity(run: Path) -> str:
-    path = run / "wandb" / "id"
+def _start(mode: Attempt, track: Config, run: Path, config: dict[str, Any]) -> Any:
+    import wandb  # takes seconds
+
+    wandb.setup(wandb.Settings(silent=True))
+    if mode == "online" and not wandb.login(prompt=False, verify=False):  # init would ask, and wait for ever
+        raise wandb.errors.UsageError("no credentials; `wandb login` stores them")
+    view = wandb.init(
+        mode=mode,
+        dir=run,
+        id=_identity(run / "wandb" / "id"),
+        resume="allow" if mode == "online" else None,
+        name=run.name,
+        project=track.project,
+        entity=track.entity,
+        group=track.group,
+        tags=track.tags,
+        config=config,
+        settings=wandb.Settings(
+            console="off", silent=True, init_timeout=30, finish_timeout=60, finish_timeout_raises=True
+        ),
+    )
+    view.define_metric("seen")
+    view.define_metric("*", step_metric="seen")
+    return view
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What W&B raises when its server, its own process or the disk fails; these have no common base."""
+    from wandb.errors import Error
+    from wandb.sdk.lib.service.service_token import WandbServiceConnectionError
+    from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
+    from wandb.sdk.mailbox.mailbox_handle import ServerResponseError
+
+    mailbox = (HandleAbandonedError, MailboxClosedError, ServerResponseError)
+    return (Error, OSError, WandbServiceConnectionError, *mailbox)
+
+
+def _end_process() -> None:
+    """Waits for W&B's process to end; left to the interpreter's exit, one that died would leave a traceback."""
+    import wandb
+
+    with suppress(*_failures()):
+        wandb.teardown()
+
+
+def _identity(path: Path) -> str:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
@@ -221,5 +249,5 @@ def _quoted(run: Path) -> str:
     return shlex.quote(str(run / "wandb"))
 
 
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

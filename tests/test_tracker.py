@@ -1,0 +1,282 @@
+"""What a run measures is on the disk when it is said to be, and W&B can fail in any way without harm."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from wandb_records import logged
+
+from vaedist.config import ConfigError
+from vaedist.tracker import Config, Tracker, open_tracker
+
+OFF = Config(wandb="off")
+PICTURE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def _no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    yield
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()
+
+
+@pytest.fixture
+def lines() -> list[str]:
+    """What was announced to the user."""
+    return []
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "a run"
+
+
+def start(track: Config, run: Path, lines: list[str], *, done: int = 0, **config: Any) -> Tracker:
+    return open_tracker(track, run=run, config=config, main=True, done=done, announce=lines.append)
+
+
+def row(step: int) -> dict[str, float]:
+    return {"step": step, "seen": 64 * step, "train/loss": 1 / step}
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+# metrics.jsonl and pictures
+
+
+def test_a_row_is_on_the_disk_when_log_returns(run: Path, lines: list[str]) -> None:
+    with start(OFF, run, lines) as tracker:
+        for step in range(1, 4):
+            tracker.log(row(step))
+            assert rows(run) == [row(n) for n in range(1, step + 1)]
+    assert lines == []
+
+
+def test_what_is_no_number_in_json_is_null(run: Path, lines: list[str]) -> None:
+    with start(OFF, run, lines) as tracker:
+        tracker.log({"step": 1, "nan": math.nan, "inf": -math.inf, "tiny": 5e-324, "numpy": np.float64(0.1)})
+    assert rows(run) == [{"step": 1, "nan": None, "inf": None, "tiny": 5e-324, "numpy": 0.1}]
+
+
+@pytest.mark.parametrize("half", ["", '{"step": 8', '{"step": 8, "seen": 1}'])
+def test_a_resumed_run_leaves_the_file_of_an_uninterrupted_one(run: Path, lines: list[str], half: str) -> None:
+    with start(OFF, run, lines) as tracker:
+        for step in range(1, 8):
+            tracker.log(row(step))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(half)
+    with start(OFF, run, lines, done=5) as tracker:
+        assert rows(run) == [row(step) for step in range(1, 6)]
+        for step in range(6, 11):
+            tracker.log(row(step))
+    assert rows(run) == [row(step) for step in range(1, 11)]
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_an_empty_file(run: Path, lines: list[str]) -> None:
+    with start(OFF, run, lines) as tracker:
+        tracker.log(row(1))
+    with start(OFF, run, lines):
+        pass
+    assert rows(run) == []
+
+
+@pytest.mark.parametrize("line", ["nonsense", "[1]", '{"seen": 1}', '{"step": null}'])
+def test_a_metrics_file_that_is_not_one_is_refused(run: Path, lines: list[str], line: str) -> None:
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_text(f"{json.dumps(row(1))}\n{line}\n{json.dumps(row(3))}\n")
+    with pytest.raises(ConfigError) as caught:
+        start(OFF, run, lines, done=5)
+    assert str(caught.value) == f"{run}/metrics.jsonl:2: not a row with a step; move the file away"
+
+
+def test_a_picture_is_the_pixels_it_was_given(run: Path, lines: list[str]) -> None:
+    with start(OFF, run, lines) as tracker:
+        tracker.pictures({"samples": PICTURE, "grid": PICTURE[:2]}, step=1000, seen=64000)
+    directory = run / "pictures" / "step-00001000"
+    assert sorted(path.name for path in directory.iterdir()) == ["grid.png", "samples.png"]
+    with Image.open(directory / "samples.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), PICTURE)
+
+
+def test_another_process_than_the_main_one_writes_nothing(run: Path, lines: list[str]) -> None:
+    with open_tracker(Config(), run=run, config={}, main=False, done=0, announce=lines.append) as tracker:
+        tracker.log(row(1))
+        tracker.pictures({"samples": PICTURE}, step=1, seen=64)
+    assert not run.exists()
+    assert lines == []
+
+
+# W&B
+
+
+def test_without_credentials_the_run_is_offline_and_complete(run: Path, lines: list[str]) -> None:
+    track = Config(project="p", group="sweep", tags=("x", "y"))
+    with start(track, run, lines, objective={"name": "vae", "beta": 1.5}, seed=3) as tracker:
+        for step in range(1, 4):
+            tracker.log(row(step))
+        tracker.pictures({"samples": PICTURE}, step=3, seen=192)
+    assert lines == [
+        f"W&B: offline, no credentials; `wandb login` stores them; upload: wandb sync '{run}/wandb'/offline-run-*"
+    ]
+    (segment,) = logged(run)
+    assert (segment.id, segment.name, segment.group) == ((run / "wandb" / "id").read_text(), "a run", "sweep")
+    assert segment.tags == ["x", "y"]
+    assert segment.exit_code == 0
+    assert {key: segment.config[key] for key in ("objective", "seed")} == {
+        "objective": {"name": "vae", "beta": 1.5},
+        "seed": 3,
+    }
+    assert segment.step_metrics["*"] == "seen"
+    assert [{key: found[key] for key in row(1)} for found in segment.rows[:3]] == [row(step) for step in range(1, 4)]
+    picture = segment.rows[3]
+    assert (picture["step"], picture["seen"], len(segment.rows)) == (3, 192, 4)
+    (path,) = (run / "wandb").glob("offline-run-*/files/media/images/pictures/samples_*.png")
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(np.asarray(image), PICTURE)
+
+
+def test_a_resumed_run_is_the_same_run_on_wandb(run: Path, lines: list[str]) -> None:
+    track = Config(wandb="offline")
+    tracker = start(track, run, lines)
+    tracker.log(row(1))
+    tracker.close(failed=True)
+    time.sleep(1)  # W&B names a segment by the second it starts in
+    with start(track, run, lines, done=1) as tracker:
+        tracker.log(row(2))
+    first, second = logged(run)
+    assert first.id == second.id
+    assert (first.exit_code, second.exit_code) == (1, 0)
+    assert [found["seen"] for segment in (first, second) for found in segment.rows] == [64, 128]
+    assert rows(run) == [row(1), row(2)]
+    assert lines == [f"W&B: offline, as asked; upload: wandb sync '{run}/wandb'/offline-run-*"] * 2
+
+
+@pytest.mark.parametrize(("track", "mode"), [(OFF, None), (OFF, "online"), (Config(), "disabled")])
+def test_a_run_without_wandb_does_not_import_it(
+    run: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch, track: Config, mode: str | None
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would raise
+    if mode:
+        monkeypatch.setenv("WANDB_MODE", mode)
+    with start(track, run, lines) as tracker:
+        tracker.log(row(1))
+        tracker.pictures({"samples": PICTURE}, step=1, seen=64)
+    monkeypatch.undo()
+    assert lines == []
+    assert not (run / "wandb").exists()
+
+
+def test_an_unknown_wandb_mode_in_the_environment_is_refused(
+    run: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    with pytest.raises(ConfigError) as caught:
+        start(Config(), run, lines)
+    assert str(caught.value) == (
+        "environment: WANDB_MODE=ofline is no choice; did you mean offline (of online, run, offline, dryrun, disabled)?"
+    )
+
+
+@pytest.fixture
+def refusing_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A W&B server that answers 401 to everything; the paths it was asked for."""
+    asked: list[str] = []
+
+    class Refuse(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.send_response(401)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_POST  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refuse) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+        yield asked
+        server.shutdown()
+        thread.join()
+
+
+def test_a_server_that_refuses_the_run_leaves_it_offline(
+    run: Path, lines: list[str], refusing_server: list[str]
+) -> None:
+    with start(Config(), run, lines) as tracker:
+        tracker.log(row(1))
+    assert refusing_server
+    assert len(lines) == 1
+    assert lines[0].startswith("W&B: offline, ")
+    assert "401" in lines[0]
+    assert lines[0].endswith(f"; upload: wandb sync '{run}/wandb'/offline-run-*")
+    (segment,) = logged(run)
+    assert [found["seen"] for found in segment.rows] == [64]
+
+
+def test_the_environment_may_ask_for_offline(
+    run: Path, lines: list[str], refusing_server: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    start(Config(), run, lines).close()
+    assert lines == [f"W&B: offline, as asked; upload: wandb sync '{run}/wandb'/offline-run-*"]
+    assert refusing_server == []
+
+
+LOSES_WANDB = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from vaedist.tracker import Config, open_tracker
+
+def kill_wandb():
+    ps = subprocess.run(["ps", "-o", "pid=,comm=", "--ppid", str(os.getpid())], capture_output=True, text=True)
+    (core,) = [int(line.split()[0]) for line in ps.stdout.splitlines() if "wandb-core" in line]
+    os.kill(core, signal.SIGKILL)
+
+killed_at, run = int(sys.argv[1]), Path(sys.argv[2])
+with open_tracker(Config(wandb="offline"), run=run, config={}, main=True, done=0, announce=print) as tracker:
+    for step in range(1, 5):
+        if step == killed_at:
+            kill_wandb()
+        tracker.log({"step": step, "seen": 64 * step, "train/loss": 1 / step})
+    if killed_at == 5:
+        kill_wandb()
+"""
+
+
+@pytest.mark.parametrize("killed_at", [2, 5])
+def test_the_death_of_wandb_costs_one_line_and_nothing_else(run: Path, killed_at: int) -> None:
+    command = [sys.executable, "-c", LOSES_WANDB, str(killed_at), str(run)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (0, "")
+    offline, lost = result.stdout.splitlines()
+    assert offline.startswith("W&B: offline, as asked; ")
+    assert lost.startswith("W&B: lost (")
+    assert lost.endswith("); the run goes on, metrics.jsonl has everything")
+    assert rows(run) == [row(step) for step in range(1, 5)]
