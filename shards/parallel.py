@@ -38,7 +38,13 @@ def each(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
-        yield from pool.map(function, jobs)
+        # Ctrl-C reaches the whole group, but the caller alone decides what it means: the workers inherit the mask
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            results = pool.map(function, jobs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        yield from results
     except BrokenProcessPool:
         hint = 'killed, out of memory, or the calling script has no `if __name__ == "__main__":`'
         raise ShardError(f"a worker process died ({hint}); try fewer --workers") from None
@@ -63,7 +69,6 @@ def shown(results: Iterable[Result], counts: Sequence[int], verb: str, quiet: bo
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller decides what it means
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 

@@ -221,6 +221,17 @@ def wait_until(condition):
         time.sleep(0.02)
 
 
+def feed(fifo, data):
+    """Whether somebody waited for the data, who then has it."""
+    try:
+        handle = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    os.write(handle, data)
+    os.close(handle)
+    return True
+
+
 def running(pid):
     try:
         with open(f"/proc/{pid}/stat") as stream:  # noqa: PTH123
@@ -259,6 +270,21 @@ def test_a_killed_pack_leaves_no_manifest_and_no_process_and_packing_again_succe
     (dst / "train-00099.tar").write_bytes(b"of a plan with smaller shards")
     pack_quietly(source, dst)
     assert contents(dst) == expected
+
+
+def test_an_interrupt_is_one_line_and_publishes_nothing(source, tmp_path):
+    dst, image = tmp_path / "set", source / "img_align_celeba" / "000024.jpg"
+    image.unlink()
+    os.mkfifo(image)
+    command = [sys.executable, "-m", "shards", "pack", "celeba", source, dst, f"--shard-mb={TINY}", "--workers=2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, process_group=0)
+    wait_until(lambda: any(dst.glob("*.tar")))
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    # a worker ends the shard it is at
+    wait_until(lambda: feed(image, photograph(24)) or process.poll() is not None)
+    assert process.communicate()[1] == b"shards: interrupted; the same command starts again\n"
+    assert process.returncode == 130
+    assert not (dst / "manifest.json").exists()
 
 
 def test_packing_loads_no_torch(source, tmp_path):
