@@ -11,7 +11,9 @@ POSTERIOR = Normal(MU, (0.5 * LOGVAR).exp())
 
 
 def test_kl_is_that_of_torch_distributions():
-    torch.testing.assert_close(gaussian.kl(MU, LOGVAR), kl_divergence(POSTERIOR, Normal(0.0, 1.0)), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        gaussian.kl(MU, LOGVAR), kl_divergence(POSTERIOR, Normal(0.0, 1.0)), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_log_density_is_that_of_torch_distributions():

@@ -26,8 +26,10 @@ def test_the_first_numbers_are_those_of_every_version():
 def test_normal_deviates_are_standard_and_independent():
     normal = Noise(0, POSITIONS).normal("latent", 8, torch.float64)
     n = len(POSITIONS)
-    moments = torch.stack([normal.mean(0), normal.square().mean(0) - 1, normal.pow(3).mean(0), normal.pow(4).mean(0) - 3])
-    spread = torch.tensor([1.0, 2.0, 15.0, 96.0]).sqrt()[:, None] / n**0.5      # of each moment's estimate
+    moments = torch.stack(
+        [normal.mean(0), normal.square().mean(0) - 1, normal.pow(3).mean(0), normal.pow(4).mean(0) - 3]
+    )
+    spread = torch.tensor([1.0, 2.0, 15.0, 96.0]).sqrt()[:, None] / n**0.5  # of each moment's estimate
     assert (moments.abs() < 5 * spread).all()
     between_columns = torch.corrcoef(normal.T) - torch.eye(8)
     between_rows = torch.corrcoef(torch.stack([normal[:-1, 0], normal[1:, 0]]))[0, 1]

@@ -160,7 +160,7 @@ def test_factorvae_permutes_the_second_batch_over_all_micro_batches():
     assert torch.equal(at_once.sort(0).values, z.sort(0).values)
     assert (at_once != z).any(0).all()
     rows = [(column[:, None] == z[:, k]).int().argmax(1) for k, column in enumerate(at_once.T)]
-    assert len({tuple(order.tolist()) for order in rows}) == z.shape[1]     # every dimension by a permutation of its own
+    assert len({tuple(order.tolist()) for order in rows}) == z.shape[1]  # every dimension by a permutation of its own
 
 
 def test_the_discriminator_is_the_papers():

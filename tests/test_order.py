@@ -4,8 +4,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from vaedist.data.order import Order, fork, permutation, splitmix64
+from vaedist.data.order import Order, permutation, splitmix64
 from vaedist.data.stream import shares
+from vaedist.noise import fork
 from vaedist.world import World
 
 

@@ -9,10 +9,11 @@ import torch
 from tiny_set import pack_tiny, spoil
 
 from shards.manifest import ShardError
-from vaedist.data.order import Order, fork
+from vaedist.data.order import Order
 from vaedist.data.pixels import flip, to_float
 from vaedist.data.store import TarStore
 from vaedist.data.stream import DEPTH, Stream
+from vaedist.noise import fork
 from vaedist.world import World
 
 CPU = torch.device("cpu")

@@ -1,5 +1,6 @@
-"""One rank of a launched test: `worker.py DATA OUT run|die`; what it finds goes to OUT as JSON, written by rank 0."""
+"""One rank of a launched test: `worker.py everything DATA OUT` or `worker.py die DATA OUT CASE`."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -7,11 +8,9 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
-
+import cases
 import torch
 
-from tests import cases
 from vaedist.backend import Backend
 from vaedist.console import Console
 from vaedist.layers import BatchNorm2d
@@ -20,30 +19,34 @@ from vaedist.world import World
 
 
 def everything(data: Path, out: Path) -> None:
-    """Every case in both precisions, a resumed run of each, and the world's own methods."""
+    """Every case in both precisions, resumed runs, and the world's own methods; rank 0 writes OUT/found.json."""
     world = Backend(precision="fp32", accumulate=1).world
     found: dict[str, object] = {"world_size": world.size, "equal_parameters": {}}
     for case in cases.CASES:
         for precision in ("fp64", "fp32"):
             directory = out / f"{case}-{precision}"
-            objective = cases.run(case, data, directory, f"train.precision={precision}")
-            weights = torch.cat([p.detach().flatten() for p in objective.parameters()]).double().numpy().tobytes()
-            found["equal_parameters"][f"{case}-{precision}"] = len(set(world.everyone(hash(weights)))) == 1
+            objective = cases.run(case, data, directory, train_precision=precision)
+            weights = torch.cat([p.detach().flatten() for p in objective.parameters()]).numpy().tobytes()
+            copies = world.everyone(hashlib.sha256(weights).hexdigest())
+            found["equal_parameters"][f"{case}-{precision}"] = len(set(copies)) == 1
         resumed = out / f"{case}-resumed"
         if world.rank == 0:
             (resumed / "checkpoints").mkdir(parents=True)
-            shutil.copytree(directory / "checkpoints" / "step-00000010", resumed / "checkpoints" / "step-00000010")
+            half = min((directory / "checkpoints").iterdir())
+            shutil.copytree(half, resumed / "checkpoints" / half.name)
             shutil.copy(directory / "metrics.jsonl", resumed)
         world.everyone(None)
-        cases.run(case, data, resumed, "train.precision=fp32")
+        cases.run(case, data, resumed, train_precision="fp32")
+        if case not in cases.COUPLED:
+            cases.run(case, data, out / f"{case}-moved", train_precision="fp64")
     if world.size == 2:
-        cases.run("factorvae", data, out / "accumulated", "train.precision=fp64", "train.accumulate=4")
-    found |= layers(world)
+        cases.run("factorvae", data, out / "accumulated", train_precision="fp64", train_accumulate=4)
+    found |= methods(world)
     if world.rank == 0:
         (out / "found.json").write_text(json.dumps(found))
 
 
-def layers(world: World) -> dict[str, object]:
+def methods(world: World) -> dict[str, object]:
     """What the world's methods and batch normalisation give here, for comparison with one process."""
     torch.manual_seed(0)
     x = torch.randn(12, 5, 3, 3, dtype=torch.float64)
@@ -55,12 +58,16 @@ def layers(world: World) -> dict[str, object]:
     everyone = world.gather(rows)
     local = (rows[:, None] - everyone[None]).square().sum(-1).cos().sum(1).mean()
     local.backward()
-    result = {"gather": world.gather(leaf.grad).tolist(), "gather_loss": world.mean(local.detach()).item()}
+    # the mean over ranks, which DDP takes of parameters' gradients
+    result = {
+        "gather": (world.gather(leaf.grad) / world.size).tolist(),
+        "gather_loss": world.mean(local.detach()).item(),
+    }
 
     layer = BatchNorm2d(5, world).double()
     leaf = x[own].requires_grad_()
     ((layer(leaf) * target[own]).square().flatten(1).sum(1).mean()).backward()
-    result["batch_norm"] = world.gather(leaf.grad).tolist()
+    result["batch_norm"] = (world.gather(leaf.grad) / world.size).tolist()
     result["batch_norm_weight"] = world.mean(layer.weight.grad).tolist()
     result["running_var"] = layer.running_var.tolist()
 
@@ -83,7 +90,7 @@ def die(data: Path, out: Path, case: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Console.step = step
-    cases.run(case, data, out / f"{case}-killed", "train.precision=fp64")
+    cases.run(case, data, out / f"{case}-killed", train_precision="fp64")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class Backend:
         # Without rebuilt buckets the order of summation is the same in the first steps of a run and after a resume.
         ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
         self._accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(),      # else several processes without GPUs would not find each other
+            cpu=not torch.cuda.is_available(),  # else several processes without GPUs would not find each other
             mixed_precision="bf16" if precision == "bf16" else "no",
             gradient_accumulation_steps=accumulate,
             kwargs_handlers=[ddp],
@@ -39,7 +39,7 @@ class Backend:
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         if self.device.type == "cpu":
             local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            torch.set_num_threads(max(1, _cores() // local_size))       # launchers say 1
+            torch.set_num_threads(max(1, _cores() // local_size))  # launchers say 1
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.allow_tf32 = False
 

@@ -34,8 +34,8 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    every: int = bounded(1000, at_least=1)      # steps; the last step is always saved
-    keep: int = bounded(3, at_least=1)          # the newest so many
+    every: int = bounded(1000, at_least=1)  # steps; the last step is always saved
+    keep: int = bounded(3, at_least=1)  # the newest so many
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,7 @@ class Snapshot:
             raise CheckpointError(f"{self.path}: the weights are of another model: {error}") from error
         for name, parameter in _parameters(objective, optimizer):
             keys = [key for key in self.moments if key.rpartition("/")[0] == name]
-            optimizer.state[parameter] = {
-                key.rpartition("/")[2]: _like(self.moments[key], parameter) for key in keys
-            }
+            optimizer.state[parameter] = {key.rpartition("/")[2]: _like(self.moments[key], parameter) for key in keys}
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ class Checkpoints:
                 file.flush()
                 os.fsync(file.fileno())
         sync_directory(draft)
-        if final.exists():      # a corrupt one that the resume passed over
+        if final.exists():  # a corrupt one that the resume passed over
             shutil.rmtree(final)
         draft.rename(final)
         sync_directory(self.directory)
@@ -131,7 +129,9 @@ class Checkpoints:
             except CheckpointError as error:
                 warn(f"{error}; trying the one before it")
         if candidates:
-            raise CheckpointError(f"{self.directory}: no checkpoint is whole; move the run directory away to start anew")
+            raise CheckpointError(
+                f"{self.directory}: no checkpoint is whole; move the run directory away to start anew"
+            )
         return None
 
     def _newest_first(self) -> list[Path]:

@@ -1,9 +1,10 @@
-"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere, nothing but on the main process."""
+"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 from tqdm import tqdm
 
@@ -13,7 +14,7 @@ class Console:
 
     def __init__(self, show: bool) -> None:
         self._show = show
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[Any] | None = None
 
     def say(self, line: str) -> None:
         """One line for the user; it does not tear the bar."""
@@ -32,7 +33,9 @@ class Console:
 
     def row(self, step: int, row: Mapping[str, float]) -> None:
         """The numbers of a logged step."""
-        terms = [f"{name.removeprefix('train/')} {value:.4g}" for name, value in row.items() if name.startswith("train/")]
+        terms = [
+            f"{name.removeprefix('train/')} {value:.4g}" for name, value in row.items() if name.startswith("train/")
+        ]
         held_out = [f"{name} {value:.4g}" for name, value in row.items() if name.startswith("eval/")]
         speed = f"{row['perf/images_per_s']:,.0f} images/s" if "perf/images_per_s" in row else ""
         if self._bar is not None:

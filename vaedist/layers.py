@@ -10,7 +10,7 @@ from vaedist.world import World
 class Sequential(nn.Sequential):
     """nn.Sequential that hands the rows' noise to the layers that draw some."""
 
-    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:  # type: ignore[override]
         for layer in self:
             x = layer(x, noise) if isinstance(layer, Dropout) else layer(x)
         return x

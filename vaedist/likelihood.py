@@ -12,7 +12,7 @@ Family = Literal["bernoulli", "gaussian", "laplace"]
 
 @dataclass(frozen=True)
 class Likelihood:
-    """`bernoulli` reads the decoder as logits, `gaussian` and `laplace` as the mean, with the same scale for all pixels.
+    """`bernoulli` reads the decoder as logits, `gaussian` and `laplace` as the mean, with one scale for all pixels.
 
     The gaussian's sum of squares is weighted by 1 / (2 scale^2); scale = sqrt(1/2) gives the plain sum of squares.
     """

@@ -19,8 +19,8 @@ class DivergedError(Exception):
 class Meters:
     """Means over the rows of all ranks, step by step.
 
-    `rows` are the steps already reduced, plain numbers that a checkpoint carries along, so that the first log line after
-    a resume is the mean over the same steps. The reduction over ranks sums in float64, which is exact for float32
+    `rows` are the steps already reduced, plain numbers that a checkpoint carries along, so that the first log line
+    after a resume is the mean over the same steps. The reduction over ranks sums in float64, which is exact for float32
     terms: how many steps are reduced together does not change a bit.
     """
 

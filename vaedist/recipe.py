@@ -24,8 +24,8 @@ class Train:
     """Batch sizes are those of all ranks together."""
 
     steps: int = bounded(1_000_000, at_least=1)
-    batch: int = bounded(64, at_least=1)            # images of an optimiser step
-    accumulate: int = bounded(1, at_least=1)        # micro-batches of an optimiser step
+    batch: int = bounded(64, at_least=1)  # images of an optimiser step
+    accumulate: int = bounded(1, at_least=1)  # micro-batches of an optimiser step
     precision: Precision = "fp32"
 
     def local(self, world_size: int) -> int:
@@ -33,7 +33,9 @@ class Train:
         rows, rest = divmod(self.batch, self.accumulate * world_size)
         if rest or not rows:
             sizes = [n for n in range(1, self.batch + 1) if self.batch % (self.accumulate * n) == 0]
-            fitting = f"processes in {{{', '.join(map(str, sizes))}}}" if sizes else "a train.accumulate that divides it"
+            fitting = (
+                f"processes in {{{', '.join(map(str, sizes))}}}" if sizes else "a train.accumulate that divides it"
+            )
             raise ConfigError(
                 f"train.batch={self.batch} does not divide into train.accumulate={self.accumulate} micro-batches "
                 f"on {world_size} processes: use {fitting}"
@@ -43,7 +45,7 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    run: Path = Path()          # the run directory; empty: `default_run`
+    run: Path = Path()  # the run directory; empty: `default_run`
     seed: int = 0
     data: Data = field(default_factory=Data)
     model: Any = component("vaedist.models", default="conv64")
@@ -87,7 +89,9 @@ _FREE = (
 
 def refuse_other_run(snapshot: Snapshot, recipe: Recipe, digest: str) -> None:
     """Raises CheckpointError when the checkpoint is of a run that computes something else."""
-    changed = {key: pair for key, pair in differences(snapshot.recipe, as_dict(recipe)).items() if not key.startswith(_FREE)}
+    changed = {
+        key: pair for key, pair in differences(snapshot.recipe, as_dict(recipe)).items() if not key.startswith(_FREE)
+    }
     if snapshot.data != digest:
         changed["data"] = (f"set {snapshot.data[:12]}", f"set {digest[:12]}")
     if changed:

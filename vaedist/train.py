@@ -4,9 +4,10 @@ import os
 import sys
 from pathlib import Path
 
-if not __package__:     # run as a file: its own directory comes first on the path, where the package's parent belongs
+if not __package__:  # run as a file: its own directory comes first on the path, where the package's parent belongs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")      # torch's C++ warnings speak to its developers
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's C++ warnings speak to its developers
+
 
 def main(words: list[str]) -> int:
     """The exit status: 0 when the run is complete, 1 after one line on stderr saying what is wrong."""
@@ -27,12 +28,14 @@ def main(words: list[str]) -> int:
         train(recipe, backend)
         backend.close()
     except USER_ERRORS as error:
-        if first or isinstance(error, ShardError | OSError):    # the others are the same on all ranks
+        if first or isinstance(error, ShardError | OSError):  # the others are the same on all ranks
             print(f"vaedist: {error}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
         if first:
-            print("vaedist: interrupted; the same command resumes from the last checkpoint", file=sys.stderr, flush=True)
+            print(
+                "vaedist: interrupted; the same command resumes from the last checkpoint", file=sys.stderr, flush=True
+            )
         return 130
     return 0
 

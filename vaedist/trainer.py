@@ -14,26 +14,26 @@ from vaedist.checkpoint import CheckpointError, Checkpoints, Progress, Snapshot
 from vaedist.config import ConfigError, as_dict, dump
 from vaedist.console import Console
 from vaedist.data import Dataset
-from vaedist.data.order import Order, fork
+from vaedist.data.order import Order
 from vaedist.data.pixels import flip, to_float
 from vaedist.data.stream import Batch, Stream
 from vaedist.environment import environment
 from vaedist.evaluators import Subject
 from vaedist.meters import DivergedError, Meters, Speed
-from vaedist.noise import Noise
+from vaedist.noise import Noise, fork
 from vaedist.objectives import Micro, Objective
 from vaedist.recipe import Recipe, refuse_other_run
 from vaedist.tracker import Tracker, open_tracker
 from vaedist.world import World
 
-USER_ERRORS = (ConfigError, ShardError, CheckpointError, DivergedError, OSError)    # their message is a line for the user
+USER_ERRORS = (ConfigError, ShardError, CheckpointError, DivergedError, OSError)  # their message is a line for the user
 T = TypeVar("T")
 
 
 def train(recipe: Recipe, backend: Backend) -> Objective:
     """Trains to `train.steps`, from the newest checkpoint of the run directory if there is one; every rank calls it.
 
-    Returns the trained objective. Raises one of USER_ERRORS; what is wrong before the first step, on whichever rank, is raised on all.
+    Returns the trained objective. Raises one of USER_ERRORS; what is wrong on any rank before the first step ends all.
     """
     world, console = backend.world, Console(show=backend.main)
     batch, accumulate, steps = recipe.train.batch, recipe.train.accumulate, recipe.train.steps
@@ -133,14 +133,10 @@ def start_tracking(recipe: Recipe, backend: Backend, data: Dataset, console: Con
             with replacing(recipe.run / name) as file:
                 file.write(text.encode())
     config = as_dict(recipe) | {"environment": where}
-    return open_tracker(
-        recipe.track, run=recipe.run, config=config, main=backend.main, done=done, announce=console.say
-    )
+    return open_tracker(recipe.track, run=recipe.run, config=config, main=backend.main, done=done, announce=console.say)
 
 
-def micro_batches(
-    batch: Batch, recipe: Recipe, backend: Backend, pixel_range: tuple[float, float]
-) -> Iterator[Micro]:
+def micro_batches(batch: Batch, recipe: Recipe, backend: Backend, pixel_range: tuple[float, float]) -> Iterator[Micro]:
     """The images of a step as the model sees them, flipped where the sample's own coin says so."""
     for images, positions in zip(batch.images.unbind(1), batch.positions, strict=True):
         noise = Noise(recipe.seed, positions)
@@ -151,7 +147,7 @@ def micro_batches(
 
 
 def on_all_ranks(world: World, work: Callable[[], T]) -> T:
-    """The result of `work`. When it fails on any rank all end: rank 0 raises the first error, the others exit with 1."""
+    """The result of `work`. If it fails on any rank all end: rank 0 raises the first error, the others exit with 1."""
     error: Exception | None = None
     try:
         result = work()

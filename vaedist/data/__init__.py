@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-from shards.manifest import NAME, Manifest, read
+from shards.manifest import NAME, read
 from vaedist.config import bounded
 from vaedist.data.lock import exclusive
 from vaedist.data.store import Kind, Store, open_store
@@ -27,7 +26,13 @@ class Config:
         """The data set; ShardError if it is missing or damaged. `announce` shows the user a line."""
         if self.draw and not (self.shards / NAME).exists():
             self._draw(announce)
-        return Dataset(config=self, manifest=read(self.shards), announce=announce)
+        manifest = read(self.shards)
+        cache = self.cache.expanduser()
+        train, valid = (
+            open_store(manifest, split, size=self.size, crop=self.crop, kind=self.store, cache=cache, announce=announce)
+            for split in ("train", "valid")
+        )
+        return Dataset(digest=manifest.digest, train=train, valid=valid)
 
     def _draw(self, announce: Callable[[str], None]) -> None:
         from shards.pack import pack_faces  # the writer's side, which a run on packed data does not need
@@ -39,39 +44,13 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A packed set as a run sees it; the splits open at first use."""
+    """A packed set as a run sees it."""
 
-    config: Config
-    manifest: Manifest
-    announce: Callable[[str], None]
+    digest: str  # the identity of the packed set, whatever is cut out of it
+    train: Store
+    valid: Store
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of every image."""
-        return 3, self.config.size, self.config.size
-
-    @property
-    def digest(self) -> str:
-        """The identity of the packed set, whatever is cut out of it."""
-        return self.manifest.digest
-
-    @cached_property
-    def train(self) -> Store:
-        return self.store("train")
-
-    @cached_property
-    def valid(self) -> Store:
-        return self.store("valid")
-
-    def store(self, split: str) -> Store:
-        """The pixels of any split. ShardError if there is no such split."""
-        config = self.config
-        return open_store(
-            self.manifest,
-            split,
-            size=config.size,
-            crop=config.crop,
-            kind=config.store,
-            cache=config.cache.expanduser(),
-            announce=self.announce,
-        )
+        return self.train.shape

@@ -1,17 +1,11 @@
 """Which image stands at which position of the endless stream: a pure function of (count, seed, position)."""
 
-import hashlib
-
 import numpy as np
 import numpy.typing as npt
 
+from vaedist.noise import fork
+
 Ids = npt.NDArray[np.int64]
-
-
-def fork(seed: int, *words: str | int) -> int:
-    """An independent seed in [0, 2**63) for the purpose that `words` name; the same on every machine and version."""
-    text = "\0".join(map(str, (seed, *words)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
 def splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -11,8 +11,8 @@ from torchvision.utils import make_grid
 
 from vaedist.backend import Backend
 from vaedist.config import available, bounded
-from vaedist.data.store import Store
 from vaedist.data.pixels import to_float
+from vaedist.data.store import Store
 from vaedist.data.stream import shares
 from vaedist.noise import Noise
 from vaedist.objectives import Objective
@@ -23,9 +23,9 @@ Picture = np.ndarray  # uint8 [H, W, 3]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    every: int = bounded(10_000, at_least=1)        # steps; the last step is always evaluated
+    every: int = bounded(10_000, at_least=1)  # steps; the last step is always evaluated
     names: tuple[str, ...] = ("elbo", "reconstructions", "samples", "traversals")
-    batch: int = bounded(256, at_least=1)           # held-out images at a time, of all ranks together
+    batch: int = bounded(256, at_least=1)  # held-out images at a time, of all ranks together
 
     def __post_init__(self) -> None:
         known = available(__name__)

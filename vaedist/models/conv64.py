@@ -13,7 +13,7 @@ from vaedist.world import World
 @dataclass(frozen=True, kw_only=True)
 class Config:
     latent: int = bounded(10, at_least=1)
-    hidden: int = bounded(256, at_least=1)      # 128 for dSprites
+    hidden: int = bounded(256, at_least=1)  # 128 for dSprites
 
     def build(self, shape: tuple[int, int, int], world: World) -> VAE:
         require_size("conv64", 64, shape)

@@ -21,7 +21,7 @@ class Config:
     """What every objective has."""
 
     likelihood: Family = "bernoulli"
-    scale: float = bounded(1.0, above=0)        # of the gaussian or laplace, in units of the pixels
+    scale: float = bounded(1.0, above=0)  # of the gaussian or laplace, in units of the pixels
 
     def __post_init__(self) -> None:
         if self.likelihood == "bernoulli" and self.scale != 1:

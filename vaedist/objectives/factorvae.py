@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,8 +29,8 @@ class Discriminator:
     def build(self, latent: int) -> nn.Sequential:
         """An MLP [rows, latent] -> two logits: z is from q(z), z is from the product of its marginals."""
         widths = [latent] + [self.width] * self.layers
-        hidden = [layer for i, o in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(i, o), nn.LeakyReLU(0.2))]
-        return nn.Sequential(*hidden, nn.Linear(widths[-1], 2))
+        hidden = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.LeakyReLU(0.2))]
+        return nn.Sequential(*hidden, nn.Linear(self.width, 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class FactorVAE(objectives.Objective):
         self.discriminator = config.discriminator.build(vae.latent)
 
     def survey(self, micros: Sequence[objectives.Micro]) -> Sequence[Tensor]:
-        """Samples of the product of marginals, for every row of the step: the second batch's z, permuted over it all."""
+        """Samples of the product of marginals for every row of the step: the second batch's z, permuted over all of it."""
         z = torch.stack([self.posterior(images[1], noise.fork("second batch"))[2] for images, noise in micros])
         positions = torch.stack([noise.positions for _, noise in micros])
         return self.world.permute_dims(z, Noise(micros[0][1].seed, positions)).unbind()

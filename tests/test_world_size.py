@@ -1,0 +1,138 @@
+"""The promise of the project: the same losses from any number of processes, under accumulation, and after a restart."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cases
+import pytest
+import torch
+from worker import methods
+
+from vaedist.world import World
+
+HERE = Path(__file__).parent
+GOLDEN = json.loads(cases.GOLDEN.read_text())
+ALONE = [case for case in cases.CASES if case not in cases.COUPLED]
+
+
+def distance(directory: Path, case: str) -> float:
+    """The largest difference of any term at any step from the golden ones, relative to the larger of it and a nat."""
+    found, golden = cases.terms(directory), GOLDEN[case]
+    assert found.keys() == golden.keys()
+    return max(relative(found[name], golden[name]) for name in golden)
+
+
+def loss_distance(directory: Path, case: str) -> float:
+    """The same for the loss alone: Adam amplifies the round-off of float32, in small terms first."""
+    return relative(cases.terms(directory)["train/loss"], GOLDEN[case]["train/loss"])
+
+
+def relative(found: list[float], golden: list[float]) -> float:
+    return max(abs(a - b) / max(abs(b), 1) for a, b in zip(found, golden, strict=True))
+
+
+def launch(processes: int, *words: object) -> subprocess.CompletedProcess[str]:
+    accelerate = Path(sys.executable).with_name("accelerate")
+    command = [accelerate, "launch", "--multi_gpu", "--num_processes", processes, "--main_process_port", 0]
+    command += [HERE / "worker.py", *words]
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=900)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("discs") / "set"
+    cases.pack_discs(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def stopped(data, tmp_path_factory) -> Path:
+    """The runs that one process left after ten steps."""
+    out = tmp_path_factory.mktemp("stopped")
+    for case in ALONE:
+        cases.run(case, data, out / f"{case}-moved", train_precision="fp64", train_steps=10)
+    return out
+
+
+@pytest.fixture(scope="session", params=[2, 4])
+def launched(request, data, stopped, tmp_path_factory) -> tuple[int, Path, dict]:
+    """What worker.py found on so many processes: the number, the directory of its runs, and its own report."""
+    out = tmp_path_factory.mktemp(f"processes{request.param}")
+    shutil.copytree(stopped, out, dirs_exist_ok=True)
+    done = launch(request.param, "everything", data, out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((out / "found.json").read_text())
+    assert found["world_size"] == request.param
+    return request.param, out, found
+
+
+@pytest.mark.parametrize(
+    ("precision", "measure", "tolerance"), [("fp64", distance, 1e-9), ("fp32", loss_distance, 1e-4)]
+)
+@pytest.mark.parametrize("case", cases.CASES)
+def test_one_process_reaches_the_golden_losses(case, precision, measure, tolerance, data, tmp_path):
+    cases.run(case, data, tmp_path, train_precision=precision)
+    assert measure(tmp_path, case) <= tolerance
+
+
+@pytest.mark.parametrize("case", ALONE)
+def test_accumulation_reaches_the_golden_losses(case, data, tmp_path):
+    cases.run(case, data, tmp_path, train_precision="fp64", train_accumulate=2)
+    assert distance(tmp_path, case) <= 1e-9
+
+
+@pytest.mark.parametrize(
+    ("precision", "measure", "tolerance"), [("fp64", distance, 1e-9), ("fp32", loss_distance, 1e-4)]
+)
+@pytest.mark.parametrize("case", cases.CASES)
+def test_several_processes_reach_the_golden_losses(case, precision, measure, tolerance, launched):
+    _, out, _ = launched
+    assert measure(out / f"{case}-{precision}", case) <= tolerance
+
+
+def test_several_processes_hold_equal_parameters(launched):
+    assert launched[2]["equal_parameters"] == {
+        f"{case}-{precision}": True for case in cases.CASES for precision in ("fp64", "fp32")
+    }
+
+
+@pytest.mark.parametrize("case", cases.CASES)
+def test_a_resumed_run_on_as_many_processes_is_the_same_bit_for_bit(case, launched):
+    _, out, _ = launched
+    resumed, whole = (cases.rows(out / name) for name in (f"{case}-resumed", f"{case}-fp32"))
+    without_clock = [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in resumed]
+    assert without_clock == [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in whole]
+
+
+def test_two_processes_with_accumulation_reach_the_golden_losses(launched):
+    processes, out, _ = launched
+    if processes == 2:
+        assert distance(out / "accumulated", "factorvae") <= 1e-9
+
+
+def test_the_worlds_methods_and_batch_normalisation_are_those_of_one_process(launched):
+    for name, value in methods(World()).items():
+        torch.testing.assert_close(
+            torch.tensor(launched[2][name], dtype=torch.float64).flatten(),
+            torch.tensor(value, dtype=torch.float64).flatten(), rtol=1e-10, atol=1e-12, msg=name,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ALONE)
+def test_a_run_killed_on_two_processes_goes_on_with_one_along_the_golden_losses(case, data, tmp_path):
+    done = launch(2, "die", data, tmp_path, case)
+    assert done.returncode != 0
+    run = tmp_path / f"{case}-killed"
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000010"]
+    assert 11 <= len(cases.rows(run)) <= 12  # more than the checkpoint knows: the resumed run makes them again
+    cases.run(case, data, run, train_precision="fp64")
+    assert distance(run, case) <= 1e-9
+
+
+@pytest.mark.parametrize("case", ALONE)
+def test_a_run_stopped_on_one_process_goes_on_with_several_along_the_golden_losses(case, launched):
+    _, out, _ = launched
+    assert distance(out / f"{case}-moved", case) <= 1e-9
