@@ -50,6 +50,8 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
         snapshot.restore(objective, optimizer)
         progress, meters.rows = snapshot.progress, snapshot.meters
         console.say(f"{recipe.run}: {'complete' if progress.step >= steps else 'resumed'} at step {progress.step}")
+    if len(set(world.everyone((progress.step, data.digest, dump(recipe))))) > 1:
+        raise ConfigError(f"{recipe.run}: the processes do not see the same run directory, data set and command")
     if progress.step >= steps:
         return objective
     if accumulate > 1 and objective.vae.couples_rows:
