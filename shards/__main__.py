@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("verify", help="check a set; the exit status is 1 if it has faults")
     check.add_argument("dst", type=Path, metavar="DST")
     check.add_argument("--deep", action="store_true", help="also decode every sample and compare it with the arrays")
+    check.add_argument("--stock", action="store_true", help="also read everything with the webdataset package")
     check.set_defaults(command=_verify)
 
     show = commands.add_parser("inspect", help="describe a set and draw a grid of samples")
@@ -67,7 +68,7 @@ def _pack_faces(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    faults = verify.verify(options.dst, deep=options.deep)
+    faults = verify.verify(options.dst, deep=options.deep, stock=options.stock)
     for fault in faults:
         print(fault)
     if faults:
@@ -75,7 +76,8 @@ def _verify(options: argparse.Namespace) -> int:
         return 1
     found = manifest.read(options.dst)
     images = sum(split.count for split in found.splits.values())
-    print(f"{options.dst}: {images:,} images are sound{' and decode' if options.deep else ''}, manifest {found.digest}")
+    how = f"{' and decode' if options.deep else ''}{', also to stock webdataset' if options.stock else ''}"
+    print(f"{options.dst}: {images:,} images are sound{how}, manifest {found.digest}")
     return 0
 
 

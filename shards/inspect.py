@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shards import jpeg, manifest
+from shards import jpeg
+from shards.files import replacing
 from shards.manifest import ARRAYS, Manifest, ShardError
 
 COLUMNS = 12
@@ -64,7 +65,7 @@ def grid(found: Manifest) -> Image.Image:
 
 def save_grid(found: Manifest, path: Path) -> None:
     """Write the contact sheet as a PNG, atomically."""
-    with manifest.replacing(path) as stream:
+    with replacing(path) as stream:
         grid(found).save(stream, format="PNG")
 
 

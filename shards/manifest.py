@@ -1,16 +1,14 @@
 """manifest.json: what a packed data set holds. It is published last, so its presence means the set is complete."""
 
-import errno
 import hashlib
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
+
+from shards.files import replacing
 
 NAME = "manifest.json"
 FORMAT = "vaedist-shards-1"
@@ -135,33 +133,6 @@ def describe(path: Path) -> File:
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return File(name=path.name, bytes=stream.tell(), sha256=digest)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new binary file that takes the name `path` only once it is whole and on the disk; on an error it vanishes."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with draft.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(path)
-        sync_directory(path.parent)
-    except BaseException as error:
-        draft.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            error.filename = str(path)  # the system does not say which file found no room
-        raise
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames inside a directory durable."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def check_size(path: Path, size: int) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from shards import celeba, destination, faces, jpeg, manifest, parallel
 from shards.celeba import Celeba, Image
+from shards.files import replacing
 from shards.manifest import ARRAYS, SPLITS, File, Manifest, Shard, ShardError, Split
 from shards.writer import Job, plan, write_shard
 
@@ -147,7 +148,7 @@ def _save_arrays(
 
 
 def _save(path: Path, array: np.ndarray) -> File:
-    with manifest.replacing(path) as stream:
+    with replacing(path) as stream:
         np.save(stream, array, allow_pickle=False)
     return manifest.describe(path)
 

@@ -6,6 +6,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO
 
@@ -16,11 +17,14 @@ from shards.manifest import ARRAYS, INDEX, File, Manifest
 from shards.writer import BLOCK
 
 
-def verify(directory: Path | str, *, deep: bool = False, workers: int | None = None, quiet: bool = False) -> list[str]:
+def verify(
+    directory: Path | str, *, deep: bool = False, stock: bool = False, workers: int | None = None, quiet: bool = False
+) -> list[str]:
     """Every fault of a set, one line each; an empty list means it is sound. ShardError if its manifest is unreadable.
 
     Size and sha256 of every file; with `deep` also, for every sample, the tar headers, the crc32, whether it decodes to
-    the right size, and whether its json says what the arrays say.
+    the right size, and whether its json says what the arrays say; with `stock` also whether the webdataset package,
+    as anybody would use it, reads every sample.
     """
     found = manifest.read(directory)
     faults, damaged = [], set()
@@ -33,7 +37,8 @@ def verify(directory: Path | str, *, deep: bool = False, workers: int | None = N
     listed = {shard.name for split in found.splits.values() for shard in split.shards}
     strays = sorted(path.name for path in found.directory.glob("*.tar") if path.name not in listed)
     faults += [f"{name}: not in the manifest, yet a reader of *.tar would take it" for name in strays]
-    return faults + (_deep(found, damaged, workers, quiet) if deep else [])
+    faults += _deep(found, damaged, workers, quiet) if deep else []
+    return faults + (list(_stock(found)) if stock and not damaged else [])
 
 
 def _file_fault(directory: Path, file: File) -> str | None:
@@ -158,3 +163,21 @@ def _json_faults(job: _Job, entries: object, i: int) -> Iterator[str]:
             yield f"its json and {ARRAYS[entry]}.npy disagree about {entry}"
     if "attributes" in job.arrays and (job.arrays["attributes"][i] > 1).any():
         yield "a label is neither 0 nor 1"
+
+
+def _stock(found: Manifest) -> Iterator[str]:
+    """Compares what stock webdataset yields, in order, with the index: the number in the key, crc32 and image_id."""
+    import webdataset  # imports torch: seconds
+
+    for name, split in found.splits.items():
+        tars = [str(found.shard_path(name, number)) for number in range(len(split.shards))]
+        samples = webdataset.WebDataset(tars, shardshuffle=False)
+        for row, sample in zip_longest(found.array(name, "index"), samples):
+            if row is None:
+                yield f"{name}: webdataset reads a sample {sample['__key__']} that is not in the index"
+            elif sample is None:
+                yield f"{name}: webdataset does not read image {row['image']:06d}"
+            else:
+                read = (int(sample["__key__"]), zlib.crc32(sample["jpg"]), json.loads(sample["json"])["image_id"])
+                if read != (row["image"], row["crc32"], row["image"]):
+                    yield f"{name}: webdataset reads {sample['__key__']} where the index has image {row['image']:06d}"

@@ -13,6 +13,7 @@ import numpy as np
 
 from shards import celeba, jpeg, manifest
 from shards.celeba import Image, Table
+from shards.files import replacing
 from shards.manifest import INDEX, Shard, ShardError
 
 BLOCK = 512  # of a tar
@@ -46,7 +47,7 @@ def write_shard(job: Job) -> tuple[Shard, np.ndarray]:
     """Write the tar of a job; returns its description and its rows of the index."""
     index = np.zeros(len(job.images), INDEX)
     with (
-        manifest.replacing(job.path) as stream,
+        replacing(job.path) as stream,
         tarfile.open(fileobj=stream, mode="w|", format=tarfile.USTAR_FORMAT) as tar,
     ):
         for row, data in enumerate(celeba.read_images(job.source, job.images)):

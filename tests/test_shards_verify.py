@@ -1,6 +1,8 @@
+import gc
 import hashlib
 import json
 import shutil
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from tiny_celeba import add_options, photograph, write_source
 
 from shards import manifest, pack
+from shards.files import replacing
 from shards.manifest import File, ShardError
 from shards.verify import verify
 
@@ -39,6 +42,28 @@ def place(found, image):
 def test_a_sound_set_has_no_faults(found):
     assert verify(found.directory) == []
     assert verify(found.directory, deep=True, quiet=True) == []
+
+
+def test_stock_webdataset_is_held_to_the_index(found, monkeypatch):
+    index = np.array(found.array("train", "index"))
+    array = manifest.Manifest.array
+
+    def faults(rows):
+        monkeypatch.setattr(
+            manifest.Manifest, "array", lambda m, *which: rows if which[0] == "train" else array(m, *which)
+        )
+        with warnings.catch_warnings(action="ignore", category=ResourceWarning):  # it leaves its files to the collector
+            lines = verify(found.directory, stock=True, quiet=True)
+            gc.collect()
+        return lines
+
+    assert faults(index) == []
+    assert faults(index[[1, 0, *range(2, len(index))]]) == [
+        "train: webdataset reads 000001 where the index has image 000002",
+        "train: webdataset reads 000002 where the index has image 000001",
+    ]
+    assert faults(index[:-1]) == ["train: webdataset reads a sample 000020 that is not in the index"]
+    assert faults(np.append(index, index[:1])) == ["train: webdataset does not read image 000001"]
 
 
 @pytest.mark.parametrize("at", range(0, 500, 7))
@@ -197,7 +222,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path):
     path.write_bytes(b"old")
 
     def fail():
-        with manifest.replacing(path) as stream:
+        with replacing(path) as stream:
             stream.write(photograph(1))
             raise RuntimeError
 

@@ -29,7 +29,7 @@ class Backend:
         ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
         self._accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),  # else several processes without GPUs would not find each other
-            mixed_precision="bf16" if precision == "bf16" else "no",
+            mixed_precision="no",  # whatever the launcher says: see `autocast`
             gradient_accumulation_steps=accumulate,
             kwargs_handlers=[ddp],
         )
@@ -37,6 +37,7 @@ class Backend:
         _refuse_missing_processes(self.world)
         self.device = self._accelerator.device
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
+        self._bf16 = precision == "bf16"
         if self.device.type == "cpu":
             local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             torch.set_num_threads(max(1, _cores() // local_size))  # launchers say 1
@@ -70,7 +71,8 @@ class Backend:
         self._accelerator.backward(loss)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        return self._accelerator.autocast()
+        """Around what the networks compute; the same under every engine, which is why the engines do not do it."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16)
 
     def close(self) -> None:
         self._accelerator.end_training()

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from PIL import Image
 
-from shards.manifest import replacing
+from shards.files import replacing
 from vaedist.config import ConfigError, bounded
 from vaedist.words import nearest
 

@@ -7,7 +7,8 @@ from typing import TypeVar
 
 import torch
 
-from shards.manifest import ShardError, replacing
+from shards.files import replacing
+from shards.manifest import ShardError
 from vaedist import evaluators
 from vaedist.backend import Backend
 from vaedist.checkpoint import CheckpointError, Checkpoints, Progress, Snapshot
@@ -75,7 +76,8 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
                 surveyed = objective.survey(micros)
             for (pixels, noise), survey in zip(micros, surveyed, strict=True):
                 with backend.accumulate(model):
-                    terms = model(pixels, noise, survey)
+                    with backend.autocast():
+                        terms = model(pixels, noise, survey)
                     backend.backward(terms["loss"])
                     optimizer.step()
                     optimizer.zero_grad()

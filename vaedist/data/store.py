@@ -17,7 +17,8 @@ import torch
 from PIL import Image, features
 from torch import Tensor
 
-from shards.manifest import Manifest, ShardError, check_size, sync_directory
+from shards.files import sync_directory
+from shards.manifest import Manifest, ShardError, check_size
 from shards.parallel import cores, shown
 from vaedist.data.lock import exclusive
 from vaedist.data.order import Ids

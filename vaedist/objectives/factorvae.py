@@ -59,7 +59,7 @@ class FactorVAE(objectives.Objective):
         self.discriminator = config.discriminator.build(vae.latent)
 
     def survey(self, micros: Sequence[objectives.Micro]) -> Sequence[Tensor]:
-        """Samples of the product of marginals for all rows of the step: the second batch's z, permuted over all of it."""
+        """Samples of the product of marginals for all rows of the step: the second batch's z, permuted over it all."""
         z = torch.stack([self.posterior(images[1], noise.fork("second batch"))[2] for images, noise in micros])
         positions = torch.stack([noise.positions for _, noise in micros])
         return self.world.permute_dims(z, Noise(micros[0][1].seed, positions)).unbind()

@@ -1,0 +1,250 @@
+"""Whole runs as a user starts them: what they leave behind, what they say, and what they refuse."""
+
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import cases
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tiny_set import pack_tiny, spoil
+
+from vaedist.config import dump
+from vaedist.recipe import load
+from vaedist.train import main
+
+TRAIN = Path(__file__).parents[1] / "vaedist" / "train.py"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("trainer") / "set"
+    cases.pack_discs(directory)
+    return directory
+
+
+def short(data: Path, run: Path, *more: str) -> list[str]:
+    """A run of four steps; `more` goes before the rest."""
+    words = cases.words("factorvae", data, run, train_steps=4, checkpoint_every=2, evaluate_every=3)
+    told = {word.partition("=")[0] for word in more}
+    return [word for word in words if word.partition("=")[0] not in told] + list(more)
+
+
+def launch(*words: str, processes: int | None = None, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    accelerate = str(Path(sys.executable).with_name("accelerate"))
+    several = ["--multi_gpu", "--num_processes", str(processes), "--main_process_port", "0"] if processes else []
+    command = [accelerate, "launch", *several, *flags, str(TRAIN), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def complaints(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith("vaedist: ")]
+
+
+def test_a_run_leaves_its_recipe_surroundings_metrics_pictures_and_checkpoints(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert (
+        main(short(data, run, "track.wandb=offline", "evaluate.names=[elbo, reconstructions, samples, traversals]"))
+        == 0
+    )
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"{run}: 1 process on CPU, fp32, batch 16, 16 images at a time on each"
+    assert said[-1] == f"{run}: complete at step 4; pictures in {run}/pictures/step-00000004"
+    assert load([f"recipe={run}/recipe.yaml"])[0].run == run
+    where = json.loads((run / "environment.json").read_text())
+    assert where["world_size"] == 1
+    assert where["packages"]["torch"] == version("torch")
+    rows = cases.rows(run)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert all(row["epoch"] == row["seen"] / 50 and row["perf/images_per_s"] > 0 for row in rows)
+    assert [sorted(key for key in row if key.startswith("eval/")) for row in rows] == [
+        [], [], *[["eval/elbo", "eval/kl", "eval/recon"]] * 2
+    ]  # fmt: skip
+    assert rows[-1]["eval/elbo"] == -(rows[-1]["eval/recon"] + rows[-1]["eval/kl"])
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
+    assert len(list((run / "wandb").glob("offline-run-*/*.wandb"))) == 1
+    for step in (3, 4):
+        pictures = {
+            path.stem: np.asarray(Image.open(path)) for path in (run / "pictures" / f"step-{step:08d}").iterdir()
+        }
+        assert {name: picture.shape for name, picture in pictures.items()} == {
+            "reconstructions": (2 * 66 + 2, 660 + 2, 3),  # ten of the thirteen held-out images over their twins
+            "samples": (8 * 66 + 2, 660 + 2, 3),
+            "traversals": (10 * 66 + 2, 11 * 66 + 2, 3),
+        }
+        assert all(picture.std() > 1 for picture in pictures.values())
+
+
+def test_originals_stand_above_their_reconstructions(data, tmp_path):
+    run = tmp_path / "run"
+    assert main(short(data, run, "evaluate.names=[reconstructions]")) == 0
+    picture = np.asarray(Image.open(run / "pictures" / "step-00000004" / "reconstructions.png"))
+    dataset = load(short(data, run))[0].data.open(lambda line: None)
+    originals = dataset.valid.gather(np.arange(10)).permute(0, 2, 3, 1).numpy()
+    tiles = [picture[2:66, 2 + 66 * i : 66 + 66 * i] for i in range(10)]
+    assert all(np.array_equal(tile, original) for tile, original in zip(tiles, originals, strict=True))
+
+
+def test_held_out_elbo_counts_every_image_once_whatever_the_batch(data, tmp_path):
+    found = []
+    for batch in (1, 5, 256):
+        run = tmp_path / str(batch)
+        assert main(short(data, run, f"evaluate.batch={batch}", "train.precision=fp64", "train.steps=1")) == 0
+        found.append(cases.rows(run)[-1]["eval/elbo"])
+    assert found == pytest.approx([found[0]] * 3, rel=1e-12)
+
+
+def test_the_same_command_again_says_that_the_run_is_complete(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(short(data, run)) == 0
+    before = (run / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    assert main(short(data, run)) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{run}: complete at step 4"
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_more_steps_go_on_from_the_last_checkpoint(data, tmp_path, capsys):
+    assert main(short(data, tmp_path / "a")) == 0
+    assert main(short(data, tmp_path / "a", "train.steps=6")) == 0
+    assert f"{tmp_path / 'a'}: resumed at step 4" in capsys.readouterr().out.splitlines()
+    assert main(short(data, tmp_path / "b", "train.steps=6")) == 0
+    assert cases.terms(tmp_path / "a") == cases.terms(tmp_path / "b")
+
+
+def test_a_log_line_that_spans_a_restart_is_the_one_of_an_uninterrupted_run(data, tmp_path):
+    for run, stops in (("whole", (6,)), ("stopped", (2, 6))):
+        for steps in stops:
+            every = "track.every=4" if steps == 6 else "track.every=100"
+            assert main(short(data, tmp_path / run, f"train.steps={steps}", every, "evaluate.every=100")) == 0
+    whole, stopped = (
+        [{k: v for k, v in row.items() if k.startswith("train/")} for row in cases.rows(tmp_path / run)]
+        for run in ("whole", "stopped")
+    )
+    assert stopped[-1] == whole[-1]
+
+
+def test_a_changed_recipe_is_not_resumed(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(short(data, run)) == 0
+    assert main(short(data, run, "objective.gamma=10", "train.steps=8")) == 1
+    assert complaints(capsys.readouterr().err) == [
+        f"vaedist: {run}/checkpoints/step-00000004: this run was started with objective.gamma=6.4, now it is 10.0: "
+        "say run=ANOTHER_DIRECTORY to start a new one"
+    ]
+
+
+def test_dry_run_prints_the_resolved_recipe_and_touches_nothing(data, tmp_path, capsys):
+    words = short(data, tmp_path / "run")
+    assert main([*words, "dry_run=true"]) == 0
+    printed = capsys.readouterr().out
+    assert printed == dump(load(words)[0])
+    assert yaml.safe_load(printed)["objective"]["name"] == "factorvae"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["recipe=factorvea"], "command line: there is no recipe factorvea; did you mean factorvae"),
+        (["recipe=vae", "train.stepps=3"], "command line: train.stepps=3 is not a key"),
+        (["recipe=vae", "train.steps=many"], "command line: train.steps=many is not an int"),
+        (["recipe=vae", "objective=factorva"], "did you mean factorvae (of betavae, factorvae, vae)?"),
+        (["recipe=vae", "evaluate.names=[elbow]"], "evaluate: names: no evaluator 'elbow', there are elbo,"),
+        (["recipe=vae", "data.shards=nowhere"], "nowhere: there is no such data set; make it with"),
+        (["recipe=vae", "train.batch=10", "train.accumulate=4"], "train.batch=10 does not divide"),
+    ],
+)
+def test_a_wrong_word_is_answered_with_one_line(words, line, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 1
+    printed = capsys.readouterr()
+    assert len(printed.err.splitlines()) == 1
+    assert line in printed.err
+
+
+def test_a_model_that_does_not_fit_the_images_is_refused(data, tmp_path, capsys):
+    assert main(short(data, tmp_path / "run", "data.size=32")) == 1
+    assert complaints(capsys.readouterr().err) == [
+        "vaedist: model.name=conv64 reads 64x64 images, but data.size=32: set data.size=64"
+    ]
+
+
+def test_a_run_that_diverges_stops_names_the_step_and_saves_nothing_of_it(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(short(data, run, "optimizer.lr=1e30", "track.every=100")) == 1
+    (line,) = complaints(capsys.readouterr().err)
+    assert line.startswith("vaedist: step 2: loss=")
+    assert not (run / "checkpoints").exists()
+
+
+def test_bf16_computes_losses_in_float32_close_to_those_of_fp32(data, tmp_path):
+    for precision in ("bf16", "fp32"):
+        assert main(short(data, tmp_path / precision, f"train.precision={precision}")) == 0
+    bf16, fp32 = (cases.terms(tmp_path / precision)["train/loss"] for precision in ("bf16", "fp32"))
+    assert bf16 != fp32
+    assert bf16 == pytest.approx(fp32, rel=2e-3)  # bfloat16 has 8 bits
+
+
+def test_two_processes_say_so_and_leave_one_set_of_files(data, tmp_path):
+    run = tmp_path / "run"
+    done = launch(*short(data, run, "evaluate.names=[elbo, samples]"), processes=2)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert said[0] == f"{run}: 2 processes on CPU, fp32, batch 16, 8 images at a time on each"
+    assert said[-1] == f"{run}: complete at step 4; pictures in {run}/pictures/step-00000004"
+    assert len(cases.rows(run)) == 4
+    assert json.loads((run / "environment.json").read_text())["world_size"] == 2
+    assert (run / "pictures" / "step-00000004" / "samples.png").exists()
+    assert "Warning" not in done.stderr
+
+
+def test_processes_that_the_launcher_did_not_start_are_missed(data, tmp_path):
+    done = launch(*short(data, tmp_path / "run"), flags=("--cpu", "--num_processes", "2"))
+    assert done.returncode != 0
+    assert complaints(done.stderr) == [
+        "vaedist: accelerate was asked for several processes but started one; without GPUs launch them by "
+        "`accelerate launch --multi_gpu --num_processes N vaedist/train.py ...`"
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [(["seed=one"], "vaedist: command line: seed=one is not an int"), (["data.shards=nowhere"], "vaedist: nowhere: ")],
+)
+def test_what_is_wrong_for_all_is_said_once_by_two_processes(words, line, data, tmp_path):
+    done = launch(*short(data, tmp_path / "run", *words), processes=2)
+    assert done.returncode != 0
+    (said,) = complaints(done.stderr)
+    assert said.startswith(line)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_corrupt_image_ends_both_processes_and_is_named(tmp_path):
+    data = tmp_path / "set"
+    where = spoil(pack_tiny(data), 3)
+    words = short(data, tmp_path / "run", "data.store=tar", "train.steps=40", "train.batch=2")
+    done = launch(*words, processes=2)
+    assert done.returncode != 0
+    (said,) = complaints(done.stderr)
+    assert where in said
+    assert said.endswith("; run `python -m shards verify " + str(data) + "`") or "verify" in said
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_takes_the_same_course_as_the_cpu(data, tmp_path):
+    import os
+    import subprocess
+
+    for device, environment in (("cuda", {}), ("cpu", {"CUDA_VISIBLE_DEVICES": ""})):
+        command = [sys.executable, str(TRAIN), *short(data, tmp_path / device, "train.precision=fp64")]
+        subprocess.run(command, check=True, env=os.environ | environment)
+    cuda, cpu = (cases.terms(tmp_path / device)["train/loss"] for device in ("cuda", "cpu"))
+    assert cuda == pytest.approx(cpu, rel=1e-9)
