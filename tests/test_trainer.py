@@ -1,6 +1,7 @@
 """Whole runs as a user starts them: what they leave behind, what they say, and what they refuse."""
 
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -204,6 +205,21 @@ def test_two_processes_say_so_and_leave_one_set_of_files(data, tmp_path):
     assert "Warning" not in done.stderr
 
 
+def test_the_readmes_first_command_draws_packs_trains_and_names_the_pictures(tmp_path):
+    """In small, and on two processes, of which one draws."""
+    places = (f"data.shards={tmp_path}/faces", f"data.cache={tmp_path}/cache", f"run={tmp_path}/run")
+    words = ("recipe=quickstart", "data.draw=40", "train.steps=3", *places)
+    done = launch(*words, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == (
+        f"{tmp_path}/run: complete at step 3; pictures in {tmp_path}/run/pictures/step-00000003"
+    )
+    assert done.stdout.count("packed 40 images (train 32, valid 4, test 4)") == 1
+    pictures = sorted(path.name for path in (tmp_path / "run/pictures/step-00000003").iterdir())
+    assert pictures == ["reconstructions.png", "samples.png", "traversals.png"]
+    assert len(list((tmp_path / "run/wandb").glob("offline-run-*"))) == 1
+
+
 def test_processes_that_the_launcher_did_not_start_are_missed(data, tmp_path):
     done = launch(*short(data, tmp_path / "run"), flags=("--cpu", "--num_processes", "2"))
     assert done.returncode != 0
@@ -240,9 +256,6 @@ def test_a_corrupt_image_ends_both_processes_and_is_named(tmp_path):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_takes_the_same_course_as_the_cpu(data, tmp_path):
-    import os
-    import subprocess
-
     for device, environment in (("cuda", {}), ("cpu", {"CUDA_VISIBLE_DEVICES": ""})):
         command = [sys.executable, str(TRAIN), *short(data, tmp_path / device, "train.precision=fp64")]
         subprocess.run(command, check=True, env=os.environ | environment)
