@@ -22,7 +22,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 def cores() -> int:
     """The CPU cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def each(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:

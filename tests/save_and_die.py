@@ -17,14 +17,13 @@ from torch import nn
 
 from vaedist.checkpoint import Checkpoints, Progress
 
+MODULE = nn.Linear(300, 300)
+OPTIMIZER = torch.optim.Adam(MODULE.parameters(), fused=True)
+
 
 def save_for_ever(checkpoints: Checkpoints, start: int, report: int) -> None:
-    module = nn.Linear(300, 300)
-    optimizer = torch.optim.Adam(module.parameters(), fused=True)
-    module(torch.ones(300)).sum().backward()
-    optimizer.step()
     for step in range(start + 1, sys.maxsize):
-        checkpoints.save(module, optimizer, progress=Progress(step, step), meters=[], data="", recipe={})
+        checkpoints.save(MODULE, OPTIMIZER, progress=Progress(step, step), meters=[], data="", recipe={})
         os.write(report, f"{step}\n".encode())
 
 
@@ -48,6 +47,8 @@ def trial(checkpoints: Checkpoints, directory: Path, start: int) -> dict[str, in
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # a forked process has no thread pool
+    MODULE(torch.ones(300)).sum().backward()
+    OPTIMIZER.step()
     random.seed(0)
     place, trials = Path(sys.argv[1]), int(sys.argv[2])
     found = 0

@@ -60,29 +60,46 @@ def test_moments_are_kept_by_the_name_of_their_parameter(tmp_path):
         names = set(file.keys())
     parameters = ("0.weight", "0.bias", "1.weight", "1.bias", "2.weight", "2.bias")
     assert names == {f"{name}/{key}" for name in parameters for key in ("step", "exp_avg", "exp_avg_sq")}
-    assert {file.name for file in path.iterdir()} == {"state.json", "weights.safetensors", "optimizer.safetensors"}
+    assert {file.name for file in path.iterdir()} == {
+        "state.json",
+        "weights.safetensors",
+        "optimizer.safetensors",
+        "SHA256SUMS",
+    }
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=path, check=True, capture_output=True)
     json.loads((path / "state.json").read_text())
 
 
 def test_the_newest_so_many_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
-    for step in (100, 5, 20_000):
+    for step in (5, 100, 20_000):
         save(checkpoints, step, *trained(1))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000100", "step-00020000"]
+
+
+def test_a_corrupt_future_is_given_up_and_never_the_checkpoint_just_written(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in (20, 30):
+        save(Checkpoints(tmp_path, keep=2), step, *trained(1))
+    (tmp_path / "step-00000030" / "state.json").unlink()
+    (tmp_path / ".step-00000040.draft").mkdir()
+    assert checkpoints.newest(lambda line: None).progress.step == 20
+    save(checkpoints, 25, *trained(1))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000025"]
 
 
 def test_no_checkpoint_is_a_fresh_start(tmp_path):
     assert Checkpoints(tmp_path / "none", keep=3).newest(pytest.fail) is None
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, name):
     checkpoints = Checkpoints(tmp_path, keep=3)
     for step in (1, 2):
         save(checkpoints, step, *trained(step))
     file = tmp_path / "step-00000002" / name
     damaged = bytearray(file.read_bytes())
-    damaged[len(damaged) // 2 if name != "state.json" else 0] ^= 1
+    damaged[len(damaged) // 2] ^= 1
     file.write_bytes(damaged)
     lines: list[str] = []
     assert checkpoints.newest(lines.append).progress == Progress(1, 64)

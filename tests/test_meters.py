@@ -42,5 +42,5 @@ def test_a_term_that_is_not_finite_stops_the_run_and_names_the_step(bad):
     meters = Meters(World())
     for loss in (1.0, bad, 1.0):
         add(meters, loss)
-    with pytest.raises(DivergedError, match=f"^step 11: loss={bad}, kl={bad}; .* resume from the last checkpoint"):
+    with pytest.raises(DivergedError, match=f"^step 11: loss={bad}, kl={bad}; .* start a new run with a lower lr"):
         meters.reduce(12)

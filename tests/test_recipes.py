@@ -60,9 +60,12 @@ def test_the_run_directory_follows_from_the_command():
     assert (
         run("seed=1", "objective.gamma=10")
         == run("objective.gamma=10", "seed=1")
-        == "runs/factorvae,objective.gamma=10,seed=1"
+        == "runs/factorvae,objective.gamma=10.0,seed=1"
     )
-    assert run("track.wandb=off", "data.store=tar") == "runs/factorvae"
+    assert run("objective.gamma=10") == run("objective.gamma=1e1") == "runs/factorvae,objective.gamma=10.0"
+    assert run("objective=betavae") == "runs/factorvae,objective.name=betavae"
+    assert run("track.wandb=off", "data.store=tar", "train.steps=9", "train.accumulate=2") == "runs/factorvae"
+    assert run("train.precision=bf16") == "runs/factorvae,train.precision=bf16"
     assert run("run=elsewhere") == "elsewhere"
     assert run("data.shards=/some where/set") == "runs/factorvae,data.shards=_some_where_set"
     many = [f"objective.discriminator.{key}={value}" for key, value in (("width", 10), ("layers", 3), ("lr", 1e-3))]

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,7 @@ def test_a_truncated_shard_is_refused_when_the_set_is_opened(own):
 
 
 def test_a_crop_larger_than_the_images_is_refused(packed):
-    with pytest.raises(ShardError, match=r"crop=32 is larger than the images of .*tiny: 37x31 pixels"):
+    with pytest.raises(ShardError, match=r"data.crop=32 is larger than the images of .*tiny: 37x31 pixels"):
         TarStore(packed, "train", size=16, crop=32)
 
 
@@ -251,24 +252,25 @@ def test_a_build_that_fails_leaves_only_its_lock(own, tmp_path):
 
 def test_a_config_opens_its_data_set(packed, tmp_path):
     config = Config(shards=packed.directory, size=16, crop=28, cache=tmp_path)
-    dataset = config.open(lambda line: None)
-    assert dataset.shape == dataset.train.shape == dataset.valid.shape == (3, 16, 16)
+    dataset = config.open(config.find(print), lambda line: None)
+    assert config.shape == dataset.train.shape == dataset.valid.shape == (3, 16, 16)
     assert (dataset.train.count, dataset.valid.count) == (23, 5)
-    assert dataset.train is dataset.train
     assert dataset.digest == packed.digest
     assert torch.equal(everything(dataset.train), everything(opened(packed, tmp_path, kind="tar")))
 
 
 def test_a_missing_data_set_is_named_with_the_command_that_makes_it(tmp_path):
     with pytest.raises(ShardError, match=rf"{tmp_path}/none: .*python -m shards pack celeba SRC {tmp_path}/none"):
-        Config(shards=tmp_path / "none").open(lambda line: None)
+        Config(shards=tmp_path / "none").find(lambda line: None)
 
 
 def test_a_config_may_draw_its_data_set_once(tmp_path, capsys):
     config = Config(shards=tmp_path / "faces", draw=20, size=16, cache=tmp_path / "cache")
-    dataset = config.open(lambda line: None)
+    manifest = config.find(lambda line: None)
     assert "packed 20 images" in capsys.readouterr().out
-    assert config.open(lambda line: None).digest == dataset.digest
+    assert config.find(lambda line: None).digest == manifest.digest
     assert capsys.readouterr().out == ""
-    assert sum(split.count for split in dataset.manifest.splits.values()) == 20
-    assert dataset.train.gather(np.array([0])).shape == (1, 3, 16, 16)
+    assert sum(split.count for split in manifest.splits.values()) == 20
+    assert config.open(manifest, lambda line: None).train.gather(np.array([0])).shape == (1, 3, 16, 16)
+    with pytest.raises(ShardError, match=r"holds another data set .*; to train on what is there, say data\.draw=0"):
+        replace(config, draw=30).find(lambda line: None)

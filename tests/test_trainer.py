@@ -16,6 +16,7 @@ from PIL import Image
 from tiny_set import pack_tiny, spoil
 
 from vaedist.config import dump
+from vaedist.noise import Noise
 from vaedist.recipe import load
 from vaedist.train import main
 
@@ -57,8 +58,8 @@ def test_a_run_leaves_its_recipe_surroundings_metrics_pictures_and_checkpoints(d
     assert said[0] == f"{run}: 1 process on CPU, fp32, batch 16, 16 images at a time on each"
     assert said[-1] == f"{run}: complete at step 4; pictures in {run}/pictures/step-00000004"
     assert load([f"recipe={run}/recipe.yaml"])[0].run == run
-    where = json.loads((run / "environment.json").read_text())
-    assert where["world_size"] == 1
+    (where,) = json.loads((run / "environment.json").read_text())
+    assert (where["step"], where["world_size"]) == (0, 1)
     assert where["packages"]["torch"] == version("torch")
     rows = cases.rows(run)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
@@ -85,8 +86,8 @@ def test_originals_stand_above_their_reconstructions(data, tmp_path):
     run = tmp_path / "run"
     assert main(short(data, run, "evaluate.names=[reconstructions]")) == 0
     picture = np.asarray(Image.open(run / "pictures" / "step-00000004" / "reconstructions.png"))
-    dataset = load(short(data, run))[0].data.open(lambda line: None)
-    originals = dataset.valid.gather(np.arange(10)).permute(0, 2, 3, 1).numpy()
+    config = load(short(data, run))[0].data
+    originals = config.open(config.find(print), print).valid.gather(np.arange(10)).permute(0, 2, 3, 1).numpy()
     tiles = [picture[2:66, 2 + 66 * i : 66 + 66 * i] for i in range(10)]
     assert all(np.array_equal(tile, original) for tile, original in zip(tiles, originals, strict=True))
 
@@ -102,11 +103,14 @@ def test_held_out_elbo_counts_every_image_once_whatever_the_batch(data, tmp_path
 
 def test_the_same_command_again_says_that_the_run_is_complete(data, tmp_path, capsys):
     run = tmp_path / "run"
-    assert main(short(data, run)) == 0
+    assert main(short(data, run, "evaluate.names=[samples]")) == 0
     before = (run / "metrics.jsonl").read_bytes()
     capsys.readouterr()
     assert main(short(data, run)) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"{run}: complete at step 4"
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == f"{run}: complete at step 4; pictures in {run}/pictures/step-00000004"
+    )
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
@@ -114,6 +118,7 @@ def test_more_steps_go_on_from_the_last_checkpoint(data, tmp_path, capsys):
     assert main(short(data, tmp_path / "a")) == 0
     assert main(short(data, tmp_path / "a", "train.steps=6")) == 0
     assert f"{tmp_path / 'a'}: resumed at step 4" in capsys.readouterr().out.splitlines()
+    assert [start["step"] for start in json.loads((tmp_path / "a" / "environment.json").read_text())] == [0, 4]
     assert main(short(data, tmp_path / "b", "train.steps=6")) == 0
     assert cases.terms(tmp_path / "a") == cases.terms(tmp_path / "b")
 
@@ -169,8 +174,9 @@ def test_a_wrong_word_is_answered_with_one_line(words, line, capsys, tmp_path, m
     assert line in printed.err
 
 
-def test_a_model_that_does_not_fit_the_images_is_refused(data, tmp_path, capsys):
-    assert main(short(data, tmp_path / "run", "data.size=32")) == 1
+def test_a_model_that_does_not_fit_the_images_is_refused_before_any_is_decoded(data, tmp_path, capsys):
+    assert main(short(data, tmp_path / "run", "data.size=32", f"data.cache={tmp_path}/cache")) == 1
+    assert not (tmp_path / "cache").exists()
     assert complaints(capsys.readouterr().err) == [
         "vaedist: model.name=conv64 reads 64x64 images, but data.size=32: set data.size=64"
     ]
@@ -178,15 +184,22 @@ def test_a_model_that_does_not_fit_the_images_is_refused(data, tmp_path, capsys)
 
 def test_a_run_that_diverges_stops_names_the_step_and_saves_nothing_of_it(data, tmp_path, capsys):
     run = tmp_path / "run"
-    assert main(short(data, run, "optimizer.lr=1e30", "track.every=100")) == 1
+    words = ("optimizer.lr=1e30", "track.every=100", "evaluate.every=3", "checkpoint.every=100")
+    assert main(short(data, run, *words)) == 1
     (line,) = complaints(capsys.readouterr().err)
     assert line.startswith("vaedist: step 2: loss=")
+    assert cases.rows(run) == []
     assert not (run / "checkpoints").exists()
 
 
-def test_bf16_computes_losses_in_float32_close_to_those_of_fp32(data, tmp_path):
+def test_bf16_computes_posterior_and_losses_in_float32_close_to_those_of_fp32(data, tmp_path):
     for precision in ("bf16", "fp32"):
-        assert main(short(data, tmp_path / precision, f"train.precision={precision}")) == 0
+        objective = cases.run("factorvae", data, tmp_path / precision, train_precision=precision, train_steps=4)
+    images, noise = torch.rand(4, 3, 64, 64), Noise(0, torch.arange(4))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mu, logvar = objective.vae.encode(images, noise)
+        logits = objective.discriminator(mu)
+    assert all(x.dtype == torch.float32 and not torch.equal(x, x.bfloat16().float()) for x in (mu, logvar, logits))
     bf16, fp32 = (cases.terms(tmp_path / precision)["train/loss"] for precision in ("bf16", "fp32"))
     assert bf16 != fp32
     assert bf16 == pytest.approx(fp32, rel=2e-3)  # bfloat16 has 8 bits
@@ -200,7 +213,7 @@ def test_two_processes_say_so_and_leave_one_set_of_files(data, tmp_path):
     assert said[0] == f"{run}: 2 processes on CPU, fp32, batch 16, 8 images at a time on each"
     assert said[-1] == f"{run}: complete at step 4; pictures in {run}/pictures/step-00000004"
     assert len(cases.rows(run)) == 4
-    assert json.loads((run / "environment.json").read_text())["world_size"] == 2
+    assert json.loads((run / "environment.json").read_text())[0]["world_size"] == 2
     assert (run / "pictures" / "step-00000004" / "samples.png").exists()
     assert "Warning" not in done.stderr
 
@@ -225,7 +238,8 @@ def test_processes_that_the_launcher_did_not_start_are_missed(data, tmp_path):
     assert done.returncode != 0
     assert complaints(done.stderr) == [
         "vaedist: accelerate was asked for several processes but started one; without GPUs launch them by "
-        "`accelerate launch --multi_gpu --num_processes N vaedist/train.py ...`"
+        "`accelerate launch --multi_gpu --num_processes N vaedist/train.py ...` (if one is what you want, unset "
+        "MASTER_ADDR and MASTER_PORT)"
     ]
     assert not (tmp_path / "run").exists()
 
@@ -250,7 +264,7 @@ def test_a_corrupt_image_ends_both_processes_and_is_named(tmp_path):
     assert done.returncode != 0
     (said,) = complaints(done.stderr)
     assert where in said
-    assert said.endswith("; run `python -m shards verify " + str(data) + "`") or "verify" in said
+    assert f"`python -m shards verify {data}`" in said
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""One rank of a launched test: `worker.py everything DATA OUT` or `worker.py die DATA OUT CASE`."""
+"""One rank of a launched test: `worker.py everything DATA OUT` or `worker.py die DATA RUN CASE PRECISION`."""
 
 import hashlib
 import json
@@ -37,10 +37,9 @@ def everything(data: Path, out: Path) -> None:
             shutil.copy(directory / "metrics.jsonl", resumed)
         world.everyone(None)
         cases.run(case, data, resumed, train_precision="fp32")
-        if case not in cases.COUPLED:
-            cases.run(case, data, out / f"{case}-moved", train_precision="fp64")
-    if world.size == 2:
-        cases.run("factorvae", data, out / "accumulated", train_precision="fp64", train_accumulate=4)
+        for precision in ("fp64", "fp32"):
+            cases.run(case, data, out / f"{case}-{precision}-moved", train_precision=precision)
+    cases.run("factorvae", data, out / "accumulated", train_precision="fp64", train_accumulate=2)
     found |= methods(world)
     if world.rank == 0:
         (out / "found.json").write_text(json.dumps(found))
@@ -74,13 +73,13 @@ def methods(world: World) -> dict[str, object]:
     z = x[:, :, 0, 0]
     positions = torch.from_numpy(world.positions(100, 12, accumulate=3))
     permuted = world.permute_dims(z[positions - 100], Noise(5, positions))
-    result["permuted"] = world._step_rows(permuted).tolist()
+    result["permuted"] = world.step_rows(permuted).tolist()
     return result
 
 
-def die(data: Path, out: Path, case: str) -> None:
-    """A case whose last rank is killed in the middle of step 13."""
-    world = Backend(precision="fp64", accumulate=1).world
+def die(data: Path, run: Path, case: str, precision: str) -> None:
+    """A case whose last rank is killed between the steps 12 and 13."""
+    world = Backend(precision="fp32", accumulate=1).world
     taken = 0
 
     def step(self: Console) -> None:
@@ -90,7 +89,7 @@ def die(data: Path, out: Path, case: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Console.step = step
-    cases.run(case, data, out / f"{case}-killed", train_precision="fp64")
+    cases.run(case, data, run, train_precision=precision)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
+from shards.parallel import cores
 from vaedist.config import ConfigError
 from vaedist.world import World
 
@@ -40,17 +41,14 @@ class Backend:
         self._bf16 = precision == "bf16"
         if self.device.type == "cpu":
             local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            torch.set_num_threads(max(1, _cores() // local_size))  # launchers say 1
+            torch.set_num_threads(max(1, cores() // local_size))  # launchers say 1
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
 
     @property
     def main(self) -> bool:
         return self._accelerator.is_main_process
-
-    @property
-    def first_on_node(self) -> bool:
-        return self._accelerator.is_local_main_process
 
     def describe(self) -> str:
         processes = "1 process" if self.world.size == 1 else f"{self.world.size} processes"
@@ -83,13 +81,13 @@ def _refuse_missing_processes(world: World) -> None:
     if started != world.size:
         raise ConfigError(f"the launcher started {started} processes, but {world.size} found each other")
     # accelerate's simple launcher, when asked for several processes, prepares a rendezvous and then starts one
-    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+    if {
+        "ACCELERATE_MIXED_PRECISION",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    } <= os.environ.keys() and "WORLD_SIZE" not in os.environ:
         raise ConfigError(
             "accelerate was asked for several processes but started one; without GPUs launch them by "
-            "`accelerate launch --multi_gpu --num_processes N vaedist/train.py ...`"
+            "`accelerate launch --multi_gpu --num_processes N vaedist/train.py ...` (if one is what you want, unset "
+            "MASTER_ADDR and MASTER_PORT)"
         )
-
-
-def _cores() -> int:
-    """Those this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

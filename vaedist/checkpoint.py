@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -14,10 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from shards.files import sync_directory
+from shards.files import replacing, sync_directory
 from vaedist.config import bounded
 
 STATE, WEIGHTS, OPTIMIZER = "state.json", "weights.safetensors", "optimizer.safetensors"
+SUMS = "SHA256SUMS"  # of the other files, for `sha256sum --check`
 
 
 class CheckpointError(Exception):
@@ -87,32 +87,33 @@ class Checkpoints:
             for name, parameter in _parameters(objective, optimizer)
             for key, value in optimizer.state[parameter].items()
         }
-        files = {WEIGHTS: save(_plain(objective.state_dict())), OPTIMIZER: save(_plain(moments))}
-        state = {
-            "progress": asdict(progress),
-            "meters": meters,
-            "data": data,
-            "recipe": recipe,
-            "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        state = {"progress": asdict(progress), "meters": meters, "data": data, "recipe": recipe}
+        files = {
+            WEIGHTS: save(_plain(objective.state_dict())),
+            OPTIMIZER: save(_plain(moments)),
+            STATE: json.dumps(state, indent=1).encode(),
         }
-        files[STATE] = json.dumps(state, indent=1).encode()
+        sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
+        files[SUMS] = sums.encode()
 
+        for stale in self.directory.glob(".step-*.draft"):
+            shutil.rmtree(stale)
         final = self.directory / f"step-{progress.step:08d}"
         draft = self.directory / f".{final.name}.draft"
-        shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         for name, content in files.items():
-            with (draft / name).open("wb") as file:
+            with replacing(draft / name) as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        sync_directory(draft)
-        if final.exists():  # a corrupt one that the resume passed over
-            shutil.rmtree(final)
+        older = []
+        for path in self._newest_first():
+            if path < final:
+                older.append(path)
+            else:  # a corrupt one, passed over when the run was resumed before it
+                shutil.rmtree(path)
         draft.rename(final)
         sync_directory(self.directory)
-        for old in self._newest_first()[self.keep :]:
-            shutil.rmtree(old)
+        for path in older[self.keep - 1 :]:
+            shutil.rmtree(path)
         return final
 
     def newest(self, warn: Callable[[str], None]) -> Snapshot | None:
@@ -140,11 +141,13 @@ class Checkpoints:
 
 def _read(path: Path) -> Snapshot:
     try:
-        state = json.loads((path / STATE).read_bytes())
-        content = {name: (path / name).read_bytes() for name in (WEIGHTS, OPTIMIZER)}
-        for name, data in content.items():
-            if hashlib.sha256(data).hexdigest() != state["sha256"][name]:
+        content = {}
+        for line in (path / SUMS).read_text().splitlines():
+            digest, name = line.split("  ")
+            content[name] = (path / name).read_bytes()
+            if hashlib.sha256(content[name]).hexdigest() != digest:
                 raise CheckpointError(f"{path / name}: the checksum differs")
+        state = json.loads(content[STATE])
         return Snapshot(
             path=path,
             progress=Progress(**state["progress"]),

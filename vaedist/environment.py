@@ -9,9 +9,10 @@ from typing import Any
 PACKAGES = ("torch", "torchvision", "accelerate", "webdataset", "wandb", "numpy")
 
 
-def environment(*, world_size: int, device: str, data: str) -> dict[str, Any]:
-    """Commit, versions, processes and the digest of the data set."""
+def environment(*, step: int, world_size: int, device: str, data: str) -> dict[str, Any]:
+    """Commit, versions, processes and the digest of the data set, for a start after `step` steps."""
     return {
+        "step": step,
         "commit": _git("rev-parse", "HEAD"),
         "modified": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),

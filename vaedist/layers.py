@@ -16,6 +16,19 @@ class Sequential(nn.Sequential):
         return x
 
 
+def widen(x: Tensor) -> Tensor:
+    """float32 or wider: posteriors and losses are never computed in half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class WideLinear(nn.Linear):
+    """A linear layer that autocast leaves in float32: half precision would round what it says about a posterior."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(widen(x))
+
+
 class Dropout(nn.Module):
     """Dropout whose mask is keyed by the sample and by `name`, which must be unique within a network."""
 

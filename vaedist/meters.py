@@ -15,6 +15,16 @@ class DivergedError(Exception):
     """A term became NaN or infinite."""
 
 
+def refuse_nonfinite(step: int, terms: dict[str, float]) -> None:
+    """Raises DivergedError, naming step and terms, unless all are finite numbers."""
+    bad = [f"{name}={value}" for name, value in terms.items() if not math.isfinite(value)]
+    if bad:
+        raise DivergedError(
+            f"step {step}: {', '.join(bad)}; nothing of this step was saved; start a new run with a lower lr, "
+            "or resume this with train.precision=fp32 if that was not it"
+        )
+
+
 @dataclass
 class Meters:
     """Means over the rows of all ranks, step by step.
@@ -48,12 +58,7 @@ class Meters:
         self._steps.clear()
         for number, row in enumerate(values, first):
             terms = dict(zip(self._names, row, strict=True))
-            bad = [f"{name}={value}" for name, value in terms.items() if not math.isfinite(value)]
-            if bad:
-                raise DivergedError(
-                    f"step {number}: {', '.join(bad)}; nothing of this step was saved: "
-                    "resume from the last checkpoint with a lower optimizer.lr, or with train.precision=fp32"
-                )
+            refuse_nonfinite(number, terms)
             self.rows.append(terms)
 
     def take_means(self, step: int) -> dict[str, float]:

@@ -43,9 +43,6 @@ class Noise:
     seed: int
     positions: Tensor
 
-    def __getitem__(self, rows: int | slice | Tensor) -> "Noise":
-        return replace(self, positions=self.positions[rows])
-
     def fork(self, name: str) -> "Noise":
         """Independent numbers for the same rows."""
         return replace(self, seed=fork(self.seed, name))

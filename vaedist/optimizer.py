@@ -14,7 +14,7 @@ class Config:
     """Kingma & Ba 2015; a player's own settings (the discriminator's lr and betas) go before these."""
 
     lr: float = bounded(1e-4, above=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = bounded((0.9, 0.999), at_least=0, below=1)
     eps: float = bounded(1e-8, above=0)
 
     def build(self, groups: Iterable[dict[str, Any]]) -> torch.optim.Adam:

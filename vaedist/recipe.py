@@ -10,7 +10,7 @@ from typing import Any
 from vaedist.backend import Precision
 from vaedist.checkpoint import CheckpointError, Snapshot
 from vaedist.checkpoint import Config as Checkpoint
-from vaedist.config import Command, ConfigError, as_dict, bounded, component, differences, parse, read
+from vaedist.config import Command, ConfigError, as_dict, bounded, component, differences, flatten, parse, read
 from vaedist.data import Config as Data
 from vaedist.evaluators import Config as Evaluate
 from vaedist.optimizer import Config as Optimizer
@@ -62,22 +62,8 @@ def load(words: Sequence[str]) -> tuple[Recipe, bool]:
     command = parse(words, RECIPES)
     recipe = read(Recipe, command)
     if recipe.run == Path():
-        recipe = replace(recipe, run=default_run(command))
+        recipe = replace(recipe, run=default_run(command, recipe))
     return recipe, command.dry_run
-
-
-# Keys that say where things lie: they do not tell one run from another.
-_PLACES = ("data.store", "data.cache", "track.")
-
-
-def default_run(command: Command) -> Path:
-    """runs/NAME with what was overridden, so that the same command finds the same run again."""
-    told = sorted(word for word in command.overrides if not word.startswith(_PLACES))
-    words = [re.sub(r"[^\w.=+-]+", "_", word) for word in told]
-    name = ",".join([command.name, *words])
-    if len(name) > 120:
-        name = f"{name[:100]},{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-    return Path("runs") / name
 
 
 # What a resumed run may change: where things lie, how fast they go and when it looks, never what is computed.
@@ -85,15 +71,30 @@ _FREE = (
     "run", "data.shards", "data.draw", "data.store", "data.cache", "train.steps", "train.accumulate", "train.precision",
     "evaluate.", "checkpoint.", "track.",
 )  # fmt: skip
+# Of these, what nevertheless makes another run of the same recipe unless `run` says otherwise.
+_NAMED = ("data.shards", "data.draw", "train.precision")
+
+
+def default_run(command: Command, recipe: Recipe) -> Path:
+    """runs/NAME and what was overridden, so that the same command, or a longer one, finds the same run again."""
+    values, words = flatten(as_dict(recipe)), []
+    for word in sorted(command.overrides):
+        key = word.partition("=")[0]
+        if key.startswith(_NAMED) or not key.startswith(_FREE):
+            leaf = key if key in values else f"{key}.name"  # objective=betavae
+            words.append(re.sub(r"[^\w.=+-]+", "_", f"{leaf}={values.get(leaf, word)}"))
+    name = ",".join([command.name, *words])
+    if len(name) > 120:
+        name = f"{name[:100]},{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return Path("runs") / name
 
 
 def refuse_other_run(snapshot: Snapshot, recipe: Recipe, digest: str) -> None:
     """Raises CheckpointError when the checkpoint is of a run that computes something else."""
-    changed = {
-        key: pair for key, pair in differences(snapshot.recipe, as_dict(recipe)).items() if not key.startswith(_FREE)
-    }
-    if snapshot.data != digest:
-        changed["data"] = (f"set {snapshot.data[:12]}", f"set {digest[:12]}")
+    changed = {"data": (f"set {snapshot.data[:12]}", f"set {digest[:12]}")} if snapshot.data != digest else {}
+    for key, (before, now) in differences(snapshot.recipe, as_dict(recipe)).items():
+        if not key.startswith(_FREE) and before != "absent":  # absent: an option younger than the checkpoint
+            changed[key] = (before, now)
     if changed:
         key, (before, now) = next(iter(changed.items()))
         raise CheckpointError(

@@ -1,7 +1,7 @@
 """Writes down what a run measures: metrics.jsonl and pictures are the truth, W&B is a view of them."""
 
+import fcntl
 import json
-import math
 import os
 import secrets
 import shlex
@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -72,14 +72,13 @@ class Tracker:
 
 
 def open_tracker(
-    track: Config, *, run: Path, config: dict[str, Any], main: bool, done: int, announce: Callable[[str], None]
+    track: Config, *, run: Path, config: dict[str, Any], done: int, announce: Callable[[str], None]
 ) -> Tracker:
-    """The tracker of the run in directory `run` after `done` steps; that of the `main` process alone writes.
+    """The tracker of the run in directory `run` after `done` steps, for the one process that writes.
 
-    `config` is what W&B shows as the run's. Raises ConfigError when the metrics.jsonl that is there is not one.
+    `config` is what W&B shows as the run's. Raises ConfigError when the metrics.jsonl that is there is not one, or
+    another process writes in this directory.
     """
-    if not main:
-        return Tracker()
     mode = _mode(track)
     files = Files(run, done)
     view = None if mode == "off" else open_wandb(mode, track, run, config, announce)
@@ -92,14 +91,14 @@ class Files:
     def __init__(self, run: Path, done: int) -> None:
         self._directory = run / "pictures"
         run.mkdir(parents=True, exist_ok=True)
+        self._claim = claim(run)
         path = run / "metrics.jsonl"
         if path.exists():
             keep_rows(path, done)
         self._file = path.open("ab")
 
     def log(self, row: Mapping[str, float]) -> None:
-        numbers = {name: value if math.isfinite(value) else None for name, value in row.items()}  # JSON knows no NaN
-        self._file.write(f"{json.dumps(numbers)}\n".encode())
+        self._file.write(f"{json.dumps(dict(row), allow_nan=False)}\n".encode())
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -112,6 +111,18 @@ class Files:
 
     def close(self, failed: bool) -> None:
         self._file.close()
+        self._claim.close()
+
+
+def claim(run: Path) -> IO[bytes]:
+    """The run directory for this process alone until the file is closed or the process dies, however it dies."""
+    file = (run / ".lock").open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError(f"{run}: another process is training this run; wait for it, or say run=ANOTHER") from None
+    return file
 
 
 def keep_rows(path: Path, done: int) -> None:

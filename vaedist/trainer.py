@@ -20,7 +20,7 @@ from vaedist.data.pixels import flip, to_float
 from vaedist.data.stream import Batch, Stream
 from vaedist.environment import environment
 from vaedist.evaluators import Subject
-from vaedist.meters import DivergedError, Meters, Speed
+from vaedist.meters import DivergedError, Meters, Speed, refuse_nonfinite
 from vaedist.noise import Noise, fork
 from vaedist.objectives import Micro, Objective
 from vaedist.recipe import Recipe, refuse_other_run
@@ -50,10 +50,12 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
     if snapshot is not None:
         snapshot.restore(objective, optimizer)
         progress, meters.rows = snapshot.progress, snapshot.meters
-        console.say(f"{recipe.run}: {'complete' if progress.step >= steps else 'resumed'} at step {progress.step}")
+        if progress.step < steps:
+            console.say(f"{recipe.run}: resumed at step {progress.step}")
     if len(set(world.everyone((progress.step, data.digest, dump(recipe))))) > 1:
         raise ConfigError(f"{recipe.run}: the processes do not see the same run directory, data set and command")
     if progress.step >= steps:
+        console.say(complete(recipe, progress.step))
         return objective
     if accumulate > 1 and objective.vae.couples_rows:
         console.say("batch normalisation takes the statistics of a micro-batch: train.accumulate changes this run")
@@ -65,8 +67,8 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
         batch=batch,
         device=backend.device,
     )
-    subject = Subject(objective, data.valid, world, backend, recipe.seed, recipe.evaluate.batch)
-    tracker = start_tracking(recipe, backend, data, console, done=progress.step)
+    subject = Subject(objective, data.valid, world, backend, recipe.evaluate.batch)
+    tracker = on_all_ranks(world, lambda: start_tracking(recipe, backend, data, console, progress.step))
     speed = Speed(stream, progress.seen)
     console.start(steps, progress.step)
     with closing(stream.batches(start=progress.seen)) as batches, closing(console), tracker:
@@ -93,7 +95,9 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
                 row |= {f"train/{name}": value for name, value in meters.take_means(step).items()}
                 row |= speed.measure(progress.seen)
             if last or step % recipe.evaluate.every == 0:
+                meters.reduce(step)  # a model that has diverged is not worth a look
                 numbers, pictures = evaluators.run(recipe.evaluate, subject)
+                refuse_nonfinite(step, numbers)
                 row |= {f"eval/{name}": value for name, value in numbers.items()}
                 tracker.pictures(pictures, step=step, seen=progress.seen)
                 speed.restart(progress.seen)
@@ -111,7 +115,7 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
                 speed.restart(progress.seen)
             if last:
                 break
-    console.say(f"{recipe.run}: complete at step {steps}; pictures in {recipe.run / 'pictures' / f'step-{steps:08d}'}")
+    console.say(complete(recipe, steps))
     return objective
 
 
@@ -119,25 +123,35 @@ def open_run(
     recipe: Recipe, world: World, checkpoints: Checkpoints, console: Console
 ) -> tuple[Dataset, Objective, Snapshot | None]:
     """The data set, the untrained objective, and the newest checkpoint if it is of this very run."""
-    data = recipe.data.open(console.say)
     torch.manual_seed(fork(recipe.seed, "weights"))
-    objective = recipe.objective.build(recipe.model.build(data.shape, world), world)
+    objective = recipe.objective.build(recipe.model.build(recipe.data.shape, world), world)
+    manifest = recipe.data.find(console.say)
     snapshot = checkpoints.newest(console.say)
     if snapshot is not None:
-        refuse_other_run(snapshot, recipe, data.digest)
-    return data, objective, snapshot
+        refuse_other_run(snapshot, recipe, manifest.digest)
+    return recipe.data.open(manifest, console.say), objective, snapshot  # last: it may decode all images
 
 
 def start_tracking(recipe: Recipe, backend: Backend, data: Dataset, console: Console, done: int) -> Tracker:
-    """The run's tracker, after `done` steps; recipe.yaml and environment.json go beside its files."""
-    where = environment(world_size=backend.world.size, device=backend.describe(), data=data.digest)
-    if backend.main:
-        recipe.run.mkdir(parents=True, exist_ok=True)
-        for name, text in (("recipe.yaml", dump(recipe)), ("environment.json", json.dumps(where, indent=1) + "\n")):
-            with replacing(recipe.run / name) as file:
-                file.write(text.encode())
+    """The run's tracker after `done` steps; recipe.yaml and environment.json, a list of the run's starts, beside it."""
+    if not backend.main:
+        return Tracker()
+    where = environment(step=done, world_size=backend.world.size, device=backend.describe(), data=data.digest)
     config = as_dict(recipe) | {"environment": where}
-    return open_tracker(recipe.track, run=recipe.run, config=config, main=backend.main, done=done, announce=console.say)
+    tracker = open_tracker(recipe.track, run=recipe.run, config=config, done=done, announce=console.say)
+    with replacing(recipe.run / "recipe.yaml") as file:
+        file.write(dump(recipe).encode())
+    path = recipe.run / "environment.json"
+    starts = json.loads(path.read_text()) if path.exists() else []
+    with replacing(path) as file:
+        file.write(f"{json.dumps([*starts, where], indent=1)}\n".encode())
+    return tracker
+
+
+def complete(recipe: Recipe, step: int) -> str:
+    """The last line of a run."""
+    pictures = recipe.run / "pictures" / f"step-{step:08d}"
+    return f"{recipe.run}: complete at step {step}" + (f"; pictures in {pictures}" if pictures.exists() else "")
 
 
 def micro_batches(batch: Batch, recipe: Recipe, backend: Backend, pixel_range: tuple[float, float]) -> Iterator[Micro]:

@@ -76,12 +76,15 @@ class World:
 
         z, noise: this rank's rows of the step, [accumulate, local, latent] and [accumulate, local]; without gradient.
         """
-        keys = noise.bits("permute_dims", z.shape[-1])
-        permuted = self._step_rows(z).gather(0, self._step_rows(keys).argsort(dim=0, stable=True))
-        return permuted.unflatten(0, (z.shape[0], self.size, z.shape[1]))[:, self.rank]
+        accumulate, local, latent = z.shape
+        first = noise.positions[0, 0] - self.rank * local  # the position of the step's first row
+        everyone = Noise(noise.seed, first + torch.arange(accumulate * self.size * local, device=z.device))
+        order = everyone.bits("permute_dims", latent).argsort(dim=0, stable=True)
+        permuted = self.step_rows(z).gather(0, order)
+        return permuted.unflatten(0, (accumulate, self.size, local))[:, self.rank]
 
-    def _step_rows(self, rows: Tensor) -> Tensor:
-        """[accumulate, local, ...] of each rank -> [batch, ...] in order of position."""
+    def step_rows(self, rows: Tensor) -> Tensor:
+        """[accumulate, local, ...] of each rank -> [batch, ...] in order of position, differentiable."""
         return self.gather(rows[None]).transpose(0, 1).flatten(0, 2)
 
     def everyone(self, value: Any) -> list[Any]:

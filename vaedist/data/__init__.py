@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.manifest import NAME, read
+from shards.manifest import NAME, Manifest, ShardError, read
 from vaedist.config import bounded
 from vaedist.data.lock import exclusive
 from vaedist.data.store import Kind, Store, open_store
@@ -20,13 +20,21 @@ class Config:
     flip: bool = False  # mirror half of the training images, anew in every epoch
     store: Kind = "auto"  # decode once per node, or at every access
     cache: Path = Path("~/.cache/vaedist")  # decoded images, on a disk of the node
-    draw: int = bounded(0, at_least=0)  # draw that many faces into `shards` if there is nothing yet
+    draw: int = bounded(0, at_least=0)  # `shards` is that many drawn faces, drawn at their first use
 
-    def open(self, announce: Callable[[str], None]) -> "Dataset":
-        """The data set; ShardError if it is missing or damaged. `announce` shows the user a line."""
-        if self.draw and not (self.shards / NAME).exists():
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of every image."""
+        return 3, self.size, self.size
+
+    def find(self, announce: Callable[[str], None]) -> Manifest:
+        """What the packed set holds; ShardError if it is missing or damaged. `announce` shows the user a line."""
+        if self.draw:
             self._draw(announce)
-        manifest = read(self.shards)
+        return read(self.shards)
+
+    def open(self, manifest: Manifest, announce: Callable[[str], None]) -> "Dataset":
+        """The images of the set, decoded if this is their first use on this node; ShardError as above."""
         cache = self.cache.expanduser()
         train, valid = (
             open_store(manifest, split, size=self.size, crop=self.crop, kind=self.store, cache=cache, announce=announce)
@@ -38,8 +46,11 @@ class Config:
         from shards.pack import pack_faces  # the writer's side, which a run on packed data does not need
 
         with exclusive(self.shards.with_name(f".{self.shards.name}.lock"), announce):
-            if not (self.shards / NAME).exists():
-                pack_faces(self.shards, count=self.draw)  # one process of the node, which shows its progress
+            # one process of the node draws and shows its progress; where that many are drawn already nothing happens
+            try:
+                pack_faces(self.shards, count=self.draw, quiet=(self.shards / NAME).exists())
+            except ShardError as error:
+                raise ShardError(f"{error}; to train on what is there, say data.draw=0") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +60,3 @@ class Dataset:
     digest: str  # the identity of the packed set, whatever is cut out of it
     train: Store
     valid: Store
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of every image."""
-        return self.train.shape

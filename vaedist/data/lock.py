@@ -20,7 +20,7 @@ def exclusive(path: Path, announce: Callable[[str], None]) -> Iterator[None]:
     """
     late = time.monotonic() + PATIENCE
     with _opened(path) as stream:
-        while not _try_lock(stream.fileno()):
+        while not _try_lock(stream.fileno(), path):
             time.sleep(0.1)
             if time.monotonic() > late:
                 announce(f"waiting for another process of this node, which holds {path}")
@@ -36,9 +36,12 @@ def _opened(path: Path) -> IO[str]:
         raise ShardError(f"{path}: cannot be written ({error.strerror}); name a folder of your own") from None
 
 
-def _try_lock(handle: int) -> bool:
+def _try_lock(handle: int, path: Path) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        error.filename = str(path)  # a file system without locks; the system does not say where
+        raise
     return True

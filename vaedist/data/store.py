@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import warnings
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -52,7 +53,9 @@ class TarStore:
         height, width = manifest.height, manifest.width
         self.crop = min(height, width) if crop is None else crop
         if self.crop > min(height, width):
-            raise ShardError(f"crop={crop} is larger than the images of {manifest.directory}: {height}x{width} pixels")
+            raise ShardError(
+                f"data.crop={crop} is larger than the images of {manifest.directory}: {height}x{width} pixels"
+            )
         self.manifest, self.split, self.size = manifest, split, size
         self.count, self.shape = manifest.split(split).count, (3, size, size)
         left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)  # as torchvision's CenterCrop
@@ -100,9 +103,9 @@ class HostStore:
         self.count, self.shape = count, shape
         self.path = folder / PIXELS
         self.crc32 = int(json.loads((folder / SIDECAR).read_text())["crc32"])
-        # mode "c": torch wants writable memory; nothing ever writes, and a write would not reach the file
-        self._bytes = np.asarray(np.memmap(self.path, np.uint8, "c"))
-        self._pixels = torch.from_numpy(self._bytes).view(count, *shape)
+        self._bytes = np.asarray(np.memmap(self.path, np.uint8, "r"))
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # nothing ever writes to this tensor
+            self._pixels = torch.from_numpy(self._bytes).view(count, *shape)
 
     def gather(self, ids: Ids, out: Tensor | None = None) -> Tensor:
         return torch.index_select(self._pixels, 0, torch.from_numpy(ids), out=out)

@@ -42,8 +42,7 @@ class Subject:
     held_out: Store
     world: World
     backend: Backend
-    seed: int
-    batch: int
+    batch: int  # of all ranks together
 
     def images(self, ids: np.ndarray) -> tuple[Tensor, Noise]:
         """Held-out images [n, C, H, W] in the model's pixel range, and noise that belongs to them for ever."""
@@ -51,11 +50,12 @@ class Subject:
         return to_float(images, self.backend.dtype, self.objective.vae.pixel_range), self.noise(ids)
 
     def noise(self, ids: np.ndarray) -> Noise:
-        return Noise(self.seed, torch.from_numpy(ids).to(self.backend.device)).fork("evaluation")
+        """The same in every run, whatever its seed: runs are compared on the same draws."""
+        return Noise(0, torch.from_numpy(ids).to(self.backend.device)).fork("evaluation")
 
     def share(self, count: int) -> Iterator[tuple[Tensor, Noise]]:
         """This rank's share of the first `count` held-out images, batch by batch."""
-        for ids in shares(count, self.world.rank, self.world.size, self.batch):
+        for ids in shares(count, self.world.rank, self.world.size, max(1, self.batch // self.world.size)):
             if len(ids):
                 yield self.images(ids)
 

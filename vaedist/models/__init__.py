@@ -1,20 +1,14 @@
 """The networks, one file per architecture: `Config.build(shape, world)` gives a `VAE`."""
 
-import torch
 from torch import Tensor, nn
 
 from vaedist.config import ConfigError
-from vaedist.layers import BatchNorm2d, Sequential
+from vaedist.layers import BatchNorm2d, Sequential, widen
 from vaedist.noise import Noise
 
 
-def widen(x: Tensor) -> Tensor:
-    """float32 or wider: posteriors and losses are never computed in half precision."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 class VAE(nn.Module):
-    """An encoder into a diagonal Gaussian posterior of `latent` dimensions, and a decoder.
+    """An encoder into a diagonal Gaussian posterior of `latent` dimensions, ending in a WideLinear, and a decoder.
 
     Images are [batch, C, H, W] with pixels in `pixel_range`. Rows are independent but for batch normalisation.
     """
@@ -27,7 +21,7 @@ class VAE(nn.Module):
 
     def encode(self, images: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """mu and logvar of q(z | images), [batch, latent] each."""
-        mu, logvar = widen(self.encoder(images, noise)).chunk(2, dim=1)
+        mu, logvar = self.encoder(images, noise).chunk(2, dim=1)
         return mu, logvar
 
     def decode(self, z: Tensor, noise: Noise) -> Tensor:

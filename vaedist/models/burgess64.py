@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from vaedist.config import bounded
-from vaedist.layers import Sequential
+from vaedist.layers import Sequential, WideLinear
 from vaedist.models import VAE, require_size
 from vaedist.world import World
 
@@ -24,7 +24,7 @@ class Config:
             nn.Flatten(),
             nn.Linear(32 * 4 * 4, 256), nn.ReLU(),
             nn.Linear(256, 256), nn.ReLU(),
-            nn.Linear(256, 2 * self.latent),
+            WideLinear(256, 2 * self.latent),
         )  # fmt: skip
         decoder = Sequential(
             nn.Linear(self.latent, 256), nn.ReLU(),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from vaedist.config import bounded
-from vaedist.layers import BatchNorm2d, Dropout, Sequential
+from vaedist.layers import BatchNorm2d, Dropout, Sequential, WideLinear
 from vaedist.models import VAE, require_size
 from vaedist.world import World
 
@@ -26,7 +26,7 @@ class Config:
             nn.Conv2d(128, 256, 4, stride=2, padding=1), nn.LeakyReLU(0.2),
             nn.Flatten(),
             nn.Linear(256 * 8 * 8, self.hidden), nn.LeakyReLU(0.2),
-            nn.Linear(self.hidden, 2 * self.latent),
+            WideLinear(self.hidden, 2 * self.latent),
         )  # fmt: skip
         decoder = Sequential(
             nn.Linear(self.latent, self.hidden), nn.LeakyReLU(0.2),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from vaedist.config import bounded
-from vaedist.layers import Sequential
+from vaedist.layers import Sequential, WideLinear
 from vaedist.models import VAE, require_size
 from vaedist.world import World
 
@@ -24,7 +24,7 @@ class Config:
             nn.Conv2d(64, 64, 4, stride=2, padding=1), nn.ReLU(),
             nn.Flatten(),
             nn.Linear(64 * 4 * 4, self.hidden), nn.ReLU(),
-            nn.Linear(self.hidden, 2 * self.latent),
+            WideLinear(self.hidden, 2 * self.latent),
         )  # fmt: skip
         decoder = Sequential(
             nn.Linear(self.latent, self.hidden), nn.ReLU(),

@@ -32,8 +32,8 @@ class Objective(nn.Module):
     """Owns the VAE and whatever else its terms need; one module, one backward, one optimiser.
 
     `forward` gives `loss`, the mean over this rank's rows of what is minimised (its gradient averaged over ranks is
-    that of the whole batch), and its terms, each a scalar in nats per image. `streams` is how many independent batches
-    of images a step consumes.
+    that of the whole batch), and its terms, each a scalar in nats per image unless its name says otherwise. `streams`
+    is how many independent batches of images a step consumes.
     """
 
     streams = 1

@@ -12,7 +12,8 @@ from torch.func import functional_call
 
 from vaedist import objectives
 from vaedist.config import bounded
-from vaedist.models import VAE, widen
+from vaedist.layers import WideLinear
+from vaedist.models import VAE
 from vaedist.noise import Noise
 from vaedist.world import World
 
@@ -24,13 +25,13 @@ class Discriminator:
     layers: int = bounded(6, at_least=1)
     width: int = bounded(1000, at_least=1)
     lr: float = bounded(1e-5, above=0)
-    betas: tuple[float, float] = (0.5, 0.9)
+    betas: tuple[float, float] = bounded((0.5, 0.9), at_least=0, below=1)
 
     def build(self, latent: int) -> nn.Sequential:
         """An MLP [rows, latent] -> two logits: z is from q(z), z is from the product of its marginals."""
         widths = [latent] + [self.width] * self.layers
         hidden = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.LeakyReLU(0.2))]
-        return nn.Sequential(*hidden, nn.Linear(self.width, 2))
+        return nn.Sequential(*hidden, WideLinear(self.width, 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +69,10 @@ class FactorVAE(objectives.Objective):
         recon, kl, z = self.negative_elbo(images[0], noise)
 
         frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-        joint, product = widen(functional_call(self.discriminator, frozen, (z,))).unbind(1)
+        joint, product = functional_call(self.discriminator, frozen, (z,)).unbind(1)
         tc = (joint - product).mean()
 
-        logits = widen(self.discriminator(torch.cat([z.detach(), surveyed])))
+        logits = self.discriminator(torch.cat([z.detach(), surveyed]))
         label = torch.arange(2, device=z.device).repeat_interleave(len(z))
         discriminator = F.cross_entropy(logits, label)
 
