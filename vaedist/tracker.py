@@ -6,6 +6,7 @@ import os
 import secrets
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,11 +92,13 @@ class Files:
     def __init__(self, run: Path, done: int) -> None:
         self._directory = run / "pictures"
         run.mkdir(parents=True, exist_ok=True)
-        self._claim = claim(run)
         path = run / "metrics.jsonl"
-        if path.exists():
-            keep_rows(path, done)
-        self._file = path.open("ab")
+        with ExitStack() as files:
+            files.enter_context(claim(run))
+            if path.exists():
+                keep_rows(path, done)
+            self._file = files.enter_context(path.open("ab"))
+            self._open = files.pop_all()
 
     def log(self, row: Mapping[str, float]) -> None:
         self._file.write(f"{json.dumps(dict(row), allow_nan=False)}\n".encode())
@@ -110,8 +113,7 @@ class Files:
                 Image.fromarray(pixels).save(file, format="PNG")
 
     def close(self, failed: bool) -> None:
-        self._file.close()
-        self._claim.close()
+        self._open.close()
 
 
 def claim(run: Path) -> IO[bytes]:
