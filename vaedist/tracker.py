@@ -6,8 +6,7 @@ import os
 import secrets
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
