@@ -17,8 +17,6 @@ from vaedist.config import (
     component_name,
     differences,
     dump,
-    flatten,
-    load,
     parse,
     read,
 )
@@ -409,11 +407,6 @@ def test_bytes_that_are_no_text_are_refused() -> None:
         read(Recipe, parse(["recipe=r"], Path("recipes")))
 
 
-def test_a_file_that_is_not_there_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"^lost\.yaml: No such file or directory$"):
-        load(Path("lost.yaml"))
-
-
 # The command line
 
 
@@ -497,7 +490,6 @@ note: 'none'
     assert as_dict(config)["objective"]["discriminator"] == {"layers": 6, "lr": 1e-5}
     Path("resolved.yaml").write_text(dump(config))
     assert read(Recipe, parse(["recipe=resolved.yaml"], Path("recipes"))) == config
-    assert flatten(load(Path("resolved.yaml"))) == flatten(as_dict(config))
 
 
 WORDS = [

@@ -16,9 +16,5 @@ def test_kl_is_that_of_torch_distributions():
     )
 
 
-def test_log_density_is_that_of_torch_distributions():
-    torch.testing.assert_close(gaussian.log_density(Z, MU, LOGVAR), POSTERIOR.log_prob(Z), rtol=1e-12, atol=1e-12)
-
-
 def test_samples_are_mu_plus_sigma_times_the_noise():
     torch.testing.assert_close(gaussian.sample(MU, LOGVAR, Z), MU + POSTERIOR.scale * Z, rtol=1e-12, atol=1e-12)

@@ -278,17 +278,8 @@ def dump(config: Any) -> str:
     return words.to_yaml(as_dict(config))
 
 
-def load(recipe: Path) -> dict[str, Any]:
-    """A resolved recipe as nested dicts of text, whatever its schema was: for `flatten` and `differences`."""
-    return {name: _said(node) for name, node in words.from_file(recipe).section().items()}
-
-
-def _said(node: Node) -> Any:
-    return {name: _said(inner) for name, inner in node.value.items()} if isinstance(node.value, dict) else str(node)
-
-
 def flatten(config: Mapping[str, Any], section: str = "") -> dict[str, str]:
-    """`key.path -> value`, as a recipe writes it, of nested dicts such as `as_dict` and `load` give."""
+    """`key.path -> value`, as a recipe writes it, of nested dicts such as `as_dict` gives."""
     flat: dict[str, str] = {}
     for name, value in config.items():
         key = join(section, name)

@@ -1,7 +1,5 @@
 """Diagonal Gaussians: pure functions of mu and logvar, [batch, latent] each, in nats."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -9,11 +7,6 @@ from torch import Tensor
 def kl(mu: Tensor, logvar: Tensor) -> Tensor:
     """KL(N(mu, exp(logvar)) || N(0, 1)) of every latent, [batch, latent] (Kingma & Welling 2014, appendix B)."""
     return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
-
-
-def log_density(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-    """log N(z; mu, exp(logvar)) of every latent; the shapes broadcast."""
-    return -0.5 * (math.log(2 * math.pi) + logvar + (z - mu).square() * torch.exp(-logvar))
 
 
 def sample(mu: Tensor, logvar: Tensor, normal: Tensor) -> Tensor:
