@@ -277,7 +277,10 @@ def test_an_interrupt_is_one_line_and_publishes_nothing(source, tmp_path):
     image.unlink()
     os.mkfifo(image)
     command = [sys.executable, "-m", "shards", "pack", "celeba", source, dst, f"--shard-mb={TINY}", "--workers=2"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, process_group=0)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, process_group=0,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background of a shell ignore it
+    )  # fmt: skip
     wait_until(lambda: any(dst.glob("*.tar")))
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     # a worker ends the shard it is at

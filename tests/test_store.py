@@ -228,12 +228,13 @@ from pathlib import Path
 from shards.manifest import read
 from vaedist.data import store
 store.CHUNK, decode = 8, store.TarStore.gather
+say = lambda line: print(line, flush=True)  # before the kill
 def gather(self, ids, out=None):
     if ids[0] >= 16:
         os.kill(os.getpid(), signal.SIGKILL)
     return decode(self, ids, out)
 store.TarStore.gather = gather
-store.open_store(read(sys.argv[1]), "train", size=16, crop=28, kind="host", cache=Path(sys.argv[2]), announce=print)
+store.open_store(read(sys.argv[1]), "train", size=16, crop=28, kind="host", cache=Path(sys.argv[2]), announce=say)
 """
     process = run(script, packed.directory, tmp_path)
     assert "decoding once" in process.communicate()[0]
