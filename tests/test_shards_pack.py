@@ -17,7 +17,7 @@ import webdataset
 from tiny_celeba import HEIGHT, WIDTH, add_options, label, names, photograph, write_source, zip_images
 from webdataset.writer import TarWriter
 
-from shards import manifest, pack, writer
+from shards import faces, manifest, pack, writer
 from shards.manifest import ShardError
 
 TINY = 0.012  # MB: three or four of the tiny images a shard
@@ -301,7 +301,6 @@ assert "torch" not in sys.modules
 
 
 def test_faces_are_drawn_once_packed_and_their_drawings_removed(tmp_path, monkeypatch):
-    faces = pytest.importorskip("shards.faces")
     calls = []
 
     def draw(directory, *, count, seed, workers, quiet):

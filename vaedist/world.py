@@ -61,11 +61,11 @@ class World:
 
     def gather(self, rows: Tensor) -> Tensor:
         """Rows of all ranks in rank order, differentiable: [local, ...] -> [size * local, ...]."""
-        return rows if self.size == 1 else _Gather.apply(rows)  # type: ignore[no-untyped-call]
+        return rows if self.size == 1 else _Gather.apply(rows)
 
     def sum(self, value: Tensor) -> Tensor:
         """Sum over ranks, differentiable; the shape stays."""
-        return value if self.size == 1 else _Sum.apply(value)  # type: ignore[no-untyped-call]
+        return value if self.size == 1 else _Sum.apply(value)
 
     def mean(self, value: Tensor) -> Tensor:
         """Mean over ranks, differentiable; the shape stays."""
