@@ -18,7 +18,9 @@ def run(subject: Subject) -> Iterator[tuple[str, Picture]]:
     image, noise = subject.images(np.zeros(1, dtype=np.int64))
     mu, _ = objective.vae.encode(image, noise)
     z = mu.repeat(len(order), COLUMNS, 1)  # [row, column, latent]
-    z[torch.arange(len(order)), :, order] = torch.linspace(-3, 3, COLUMNS, dtype=z.dtype, device=z.device)
+    z[torch.arange(len(order), device=z.device), :, order] = torch.linspace(
+        -3, 3, COLUMNS, dtype=z.dtype, device=z.device
+    )
     z = z.flatten(0, 1)
     decoded = objective.vae.decode(z, subject.noise(np.zeros(len(z), dtype=np.int64)))
     yield "traversals", subject.grid(objective.likelihood.mean(decoded), COLUMNS)
