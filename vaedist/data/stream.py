@@ -1,8 +1,8 @@
 """The endless stream of batches: a thread fetches the next ones while the device works on this one."""
 
+import atexit
 import itertools
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -77,6 +77,7 @@ class _Ahead:
         self._ready: queue.SimpleQueue[_Loaded | BaseException] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # a thread that runs into the end of the interpreter may hang or abort it
 
     def take(self) -> _Loaded:
         """The next result, or the error that came instead."""
@@ -89,8 +90,8 @@ class _Ahead:
     def close(self) -> None:
         self._stopped = True
         self._room.release()
-        if not sys.is_finalizing():  # daemon threads are frozen by then
-            self._thread.join()
+        self._thread.join()
+        atexit.unregister(self.close)
 
     def _run(self) -> None:
         try:
