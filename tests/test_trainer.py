@@ -210,7 +210,7 @@ def test_two_processes_say_so_and_leave_one_set_of_files(data, tmp_path):
     done = launch(*short(data, run, "evaluate.names=[elbo, samples]"), processes=2)
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
-    assert said.count(f"{run}: 2 processes on CPU, fp32, batch 16, 8 images at a time on each") == 1
+    assert done.stdout.count(f"{run}: 2 processes on CPU, fp32, batch 16, 8 images at a time on each") == 1
     assert said[-1] == f"{run}: complete at step 4; pictures in {run}/pictures/step-00000004"
     assert len(cases.rows(run)) == 4
     assert json.loads((run / "environment.json").read_text())[0]["world_size"] == 2
