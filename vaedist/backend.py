@@ -73,6 +73,7 @@ class Backend:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16)
 
     def close(self) -> None:
+        """Ends the process group and its threads: one that lets go of a tensor while the interpreter ends aborts it."""
         self._accelerator.end_training()
 
 

@@ -15,7 +15,7 @@ def main(words: list[str]) -> int:
     from vaedist.backend import Backend
     from vaedist.config import dump
     from vaedist.recipe import load
-    from vaedist.trainer import USER_ERRORS, train
+    from vaedist.trainer import USER_ERRORS, ElsewhereError, train
 
     first = os.environ.get("RANK", "0") == "0"
     try:
@@ -31,6 +31,8 @@ def main(words: list[str]) -> int:
         if first or isinstance(error, ShardError | OSError):  # the others are the same on all ranks
             print(f"vaedist: {error}", file=sys.stderr, flush=True)
         return 1
+    except ElsewhereError:
+        return 1
     except KeyboardInterrupt:
         if first:
             print(
@@ -41,4 +43,10 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    if status:
+        # The backend is not closed, since closing would wait for ranks that wait for this one. But its threads must not
+        # meet the interpreter's end: one that then lets go of a tensor aborts the process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

@@ -31,6 +31,10 @@ USER_ERRORS = (ConfigError, ShardError, CheckpointError, DivergedError, OSError)
 T = TypeVar("T")
 
 
+class ElsewhereError(Exception):
+    """Another rank says what went wrong."""
+
+
 def train(recipe: Recipe, backend: Backend) -> Objective:
     """Trains to `train.steps`, from the newest checkpoint of the run directory if there is one; every rank calls it.
 
@@ -165,7 +169,7 @@ def micro_batches(batch: Batch, recipe: Recipe, backend: Backend, pixel_range: t
 
 
 def on_all_ranks(world: World, work: Callable[[], T]) -> T:
-    """The result of `work`. If it fails on any rank all end: rank 0 raises the first error, the others exit with 1."""
+    """The result of `work`. If it fails on any rank, rank 0 raises the first error, the others ElsewhereError."""
     error: Exception | None = None
     try:
         result = work()
@@ -173,5 +177,5 @@ def on_all_ranks(world: World, work: Callable[[], T]) -> T:
         error = caught
     errors = [other for other in world.everyone(error) if other is not None]
     if errors:
-        raise errors[0] if world.rank == 0 else SystemExit(1)
+        raise errors[0] if world.rank == 0 else ElsewhereError
     return result
