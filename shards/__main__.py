@@ -6,6 +6,7 @@ from pathlib import Path
 
 from shards import inspect, manifest, pack, verify
 from shards.manifest import ShardError
+from shards.plan import Options
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
     except KeyboardInterrupt:
-        print("shards: interrupted; the same command starts again", file=sys.stderr)
+        print("shards: interrupted; the same command goes on from there", file=sys.stderr)
         return 130
     print(f"shards: {message}", file=sys.stderr)
     return 1
@@ -56,13 +57,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _pack_celeba(options: argparse.Namespace) -> int:
-    pack.pack_celeba(options.src, options.dst, shard_mb=options.shard_mb, workers=options.workers)
+    pack.pack_celeba(options.src, options.dst, options=Options(shard_mb=options.shard_mb), workers=options.workers)
     return 0
 
 
 def _pack_faces(options: argparse.Namespace) -> int:
     pack.pack_faces(
-        options.dst, count=options.count, seed=options.seed, shard_mb=options.shard_mb, workers=options.workers
+        options.dst,
+        count=options.count,
+        seed=options.seed,
+        options=Options(shard_mb=options.shard_mb),
+        workers=options.workers,
     )
     return 0
 

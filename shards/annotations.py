@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -42,20 +44,24 @@ class RawTable:
             value = f"{self.columns[column]} is {self.values[row, column]}"
             raise ShardError(f"{self.path}: line {self.first_line + row}: {self.names[row]}: {value}; {rule}")
 
-    def order(self, names: list[str], other: Path) -> list[int]:
-        """The row of each name; ShardError unless this file names the same images as `other`, each once."""
-        row = {name: i for i, name in enumerate(self.names)}
-        if len(row) < len(self.names):
-            again = next(name for i, name in enumerate(self.names) if row[name] != i)
+    def require_same(self, names: list[str], other: Path) -> None:
+        """ShardError unless this file names the same images as `names`, those of the file `other`, each once."""
+        own = set(self.names)
+        if len(own) < len(self.names):
+            again = Counter(self.names).most_common(1)[0][0]
             raise ShardError(f"{self.path}: {again} is listed more than once")
         for lacking, complete, missing in (
-            (self.path, other, set(names) - row.keys()),
-            (other, self.path, row.keys() - set(names)),
+            (self.path, other, set(names) - own),
+            (other, self.path, own - set(names)),
         ):
             if missing:
                 which = f"{len(missing)} of the images in {complete.name}, the first is {min(missing)}"
                 raise ShardError(f"{lacking}: lacks {which}")
-        return [row[name] for name in names]
+
+    def rows(self, names: Sequence[str]) -> np.ndarray:
+        """int64 [n]: the row of each name."""
+        row = {name: i for i, name in enumerate(self.names)}
+        return np.array([row[name] for name in names], np.int64)
 
 
 def read_table(path: Path, form: Format) -> RawTable:

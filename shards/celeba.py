@@ -4,7 +4,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import IO
 
 import numpy as np
 
-from shards.annotations import IMAGE_NAME, Format, read_table, refuse_web_page
-from shards.manifest import ShardError
+from shards.annotations import IMAGE_NAME, Format, RawTable, read_table, refuse_web_page
+from shards.manifest import Factor, ShardError
+from shards.source import Files, Images, Source, Table
 
 IMAGES = "img_align_celeba"
 PARTITION = "list_eval_partition"
@@ -37,71 +38,67 @@ SPLIT_FORMAT = Format(base=PARTITION, dtype=np.dtype(np.int8), columns=("partiti
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
-    """Values of one kind for n images: [n, columns], or [n] where there are no columns to name."""
+class Archive:
+    """Images that are members of a zip; `Images`, see there."""
 
-    columns: tuple[str, ...]
-    values: np.ndarray
+    path: Path
+    members: list[zipfile.ZipInfo]
 
-    def rows(self, which: np.ndarray) -> "Table":
-        """The same for some of the images."""
-        return Table(columns=self.columns, values=self.values[which])
+    @property
+    def names(self) -> list[str]:
+        return [_base(member) for member in self.members]
+
+    def part(self, rows: np.ndarray) -> "Archive":
+        return Archive(path=self.path, members=[self.members[i] for i in rows])
+
+    def read(self) -> Iterator[bytes]:
+        with self.path.open("rb") as stream:
+            for member in self.members:
+                try:
+                    data = _read_member(stream, member)
+                except (ValueError, struct.error, zlib.error) as error:
+                    where = f"{self.path}: {_base(member)}"
+                    raise ShardError(f"{where} is damaged ({error}); download the archive again") from None
+                yield data
+
+    def crc32s(self) -> Iterable[int]:
+        return (member.CRC for member in self.members)
+
+    def version(self) -> object:
+        return [(_base(member), member.file_size, member.CRC) for member in self.members]
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
-    """Where the bytes of one image are: a file of that name in the folder, or a member of the archive."""
+def read(root: Path, *, allow_missing: bool = False) -> Source:
+    """Find and check the images and the annotations anywhere below `root`. ShardError on any fault.
 
-    name: str
-    bytes: int
-    member: zipfile.ZipInfo | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Celeba:
-    """A whole source, checked for consistency, in the order of the image numbers; no image has been opened yet."""
-
-    path: Path  # img_align_celeba.zip, or the folder that holds the .jpg files
-    images: list[Image]
-    split: np.ndarray  # int8 [n]: 0 train, 1 valid, 2 test
-    tables: dict[str, Table]  # keys as in FORMATS; attributes are 0 or 1
-    digests: dict[str, str]  # annotation file name -> sha256
-
-
-def read(root: Path) -> Celeba:
-    """Find and check the images and the annotations anywhere below `root`. ShardError on any fault."""
-    files, images_path = _find(root)
+    allow_missing: leave out what the annotations name and the folder or archive does not hold.
+    """
+    files, path = _find(root)
     partition = read_table(_required(files, SPLIT_FORMAT, root), SPLIT_FORMAT)
-    partition.require((partition.values >= 0) & (partition.values <= 2), "the split must be 0, 1 or 2")
-    names = sorted(partition.names, key=number)
-    split = partition.values[partition.order(names, partition.path), 0]
-    for name, after in pairwise(names):
+    partition.require((partition.values >= 0) & (partition.values < 3), "the split must be 0, 1 or 2")
+    partition.require_same(partition.names, partition.path)
+    listed = sorted(partition.names, key=number)
+    for name, after in pairwise(listed):
         if number(name) == number(after):
             raise ShardError(f"{partition.path}: {name} and {after} have the same number; one of them must go")
-
-    tables, digests = {}, {partition.path.name: partition.sha256}
     _required(files, FORMATS["attributes"], root)
+    raws = {}
     for entry, form in FORMATS.items():
-        path = _one(files, form)
-        if path is None:
-            continue
-        raw = read_table(path, form)
-        digests[path.name] = raw.sha256
-        values = raw.values[raw.order(names, partition.path)]
-        if entry == "attributes":
-            raw.require(np.abs(raw.values) == 1, "an attribute must be -1 or 1")
-            values = (values > 0).astype(np.uint8)
-        tables[entry] = Table(columns=raw.columns, values=values)
-    if "identity" in tables:
-        tables["identity"] = Table(columns=(), values=tables["identity"].values[:, 0])
-
-    found = _list_archive(images_path) if images_path.suffix == ".zip" else _list_folder(images_path)
-    missing = [name for name in names if name not in found]
-    if missing:
-        some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise ShardError(f"{images_path}: {len(missing)} of {len(names)} images are missing: {some}")
-    images = [found[name] for name in names]
-    return Celeba(path=images_path, images=images, split=split, tables=tables, digests=digests)
+        if (found := _one(files, form)) is not None:
+            raws[entry] = read_table(found, form)
+            raws[entry].require_same(listed, partition.path)
+    images, sizes = (_list_archive if path.suffix == ".zip" else _list_folder)(path, listed, allow_missing)
+    tables = {entry: _table(entry, raw, images.names) for entry, raw in raws.items()}
+    return Source(
+        place=str(path),
+        images=images,
+        numbers=np.array([number(name) for name in images.names], np.int64),
+        bytes=np.array(sizes, np.int64),
+        split=partition.values[partition.rows(images.names), 0],
+        tables=tables,
+        digests={raw.path.name: raw.sha256 for raw in (partition, *raws.values())},
+        factors=tuple(Factor(name=name) for name in tables["factors"].columns) if "factors" in tables else (),
+    )
 
 
 def number(name: str) -> int:
@@ -109,20 +106,14 @@ def number(name: str) -> int:
     return int(name.removesuffix(".jpg"))
 
 
-def read_images(path: Path, images: Sequence[Image]) -> Iterator[bytes]:
-    """The bytes of each image of a source, from its folder or archive. Needs no state: any process may call it."""
-    if path.suffix != ".zip":
-        for image in images:
-            yield (path / image.name).read_bytes()
-        return
-    with path.open("rb") as stream:
-        for image in images:
-            assert image.member is not None
-            try:
-                data = _read_member(stream, image.member)
-            except (ValueError, struct.error, zlib.error) as error:
-                raise ShardError(f"{path}: {image.name} is damaged ({error}); download the archive again") from None
-            yield data
+def _table(entry: str, raw: RawTable, names: Sequence[str]) -> Table:
+    values = raw.values[raw.rows(names)]
+    if entry == "identity":
+        return Table(columns=(), values=values[:, 0])
+    if entry == "attributes":
+        raw.require(np.abs(raw.values) == 1, "an attribute must be -1 or 1")
+        values = (values > 0).astype(np.uint8)
+    return Table(columns=raw.columns, values=values)
 
 
 def _find(root: Path) -> tuple[dict[str, list[Path]], Path]:
@@ -166,27 +157,42 @@ def _required(files: dict[str, list[Path]], form: Format, root: Path) -> Path:
     return path
 
 
-def _list_folder(directory: Path) -> dict[str, Image]:
-    with os.scandir(directory) as entries:
-        return {
-            entry.name: Image(entry.name, entry.stat().st_size) for entry in entries if IMAGE_NAME.fullmatch(entry.name)
-        }
+Listing = tuple[Images, list[int]]  # the images, and their sizes in bytes
 
 
-def _list_archive(path: Path) -> dict[str, Image]:
+def _list_folder(folder: Path, names: list[str], allow_missing: bool) -> Listing:
+    with os.scandir(folder) as entries:
+        found = {entry.name: entry.stat() for entry in entries if IMAGE_NAME.fullmatch(entry.name)}
+    names = _present(folder, names, found, allow_missing)
+    stamps = [(found[name].st_size, found[name].st_mtime_ns) for name in names]
+    return Files(folder=folder, names=names, stamps=stamps), [size for size, _ in stamps]
+
+
+def _list_archive(path: Path, names: list[str], allow_missing: bool) -> Listing:
     with path.open("rb") as stream:
         refuse_web_page(path, stream.read(64))
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
+            found = {_base(member): member for member in archive.infolist()}
     except zipfile.BadZipFile:
         raise ShardError(f"{path}: not a zip archive, or its end is missing; download it again") from None
-    found = {}
-    for member in members:
-        name = member.filename.rpartition("/")[2]
-        if IMAGE_NAME.fullmatch(name):
-            found[name] = Image(name, member.file_size, member)
-    return found
+    names = _present(path, names, found, allow_missing)
+    members = [found[name] for name in names]
+    return Archive(path=path, members=members), [member.file_size for member in members]
+
+
+def _present(path: Path, names: list[str], found: Container[str], allow_missing: bool) -> list[str]:
+    """Those of `names` that are found; ShardError if that is not all and may not be less."""
+    missing = [name for name in names if name not in found]
+    if missing and (len(missing) == len(names) or not allow_missing):
+        some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        cure = "get them, or pack the others with --allow-missing" if len(missing) < len(names) else "get them"
+        raise ShardError(f"{path}: {len(missing):,} of {len(names):,} images are missing: {some}; {cure}")
+    return [name for name in names if name in found]
+
+
+def _base(member: zipfile.ZipInfo) -> str:
+    return member.filename.rpartition("/")[2]
 
 
 def _read_member(stream: IO[bytes], member: zipfile.ZipInfo) -> bytes:

@@ -1,4 +1,4 @@
-"""Drawn portraits with known factors: a data set without a download, in CelebA's own layout, and a ground truth.
+"""Drawn portraits with known factors: a data set without a download, of CelebA's size, and a ground truth.
 
 Every factor is an independent draw, uniform over its range or by the weights of its categories, and a pure function of
 (seed, image number): image 7 of seed 0 is the same picture in a set of ten and of a million, bit for bit anywhere.
@@ -7,25 +7,23 @@ Only the JPEG files made from it also depend on the JPEG library.
 
 from __future__ import annotations
 
-import csv
 import io
-import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import inf
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shards import drawing
+from shards import drawing, manifest
 from shards.manifest import ShardError
-from shards.parallel import cores, each, shown
+from shards.source import Source, Table
 
-CHUNK = 50  # images of one job: seconds of work, so that progress moves and workers end together
 QUALITY = 92
+BYTES = 7_100  # of an image, about
 
 
 @dataclass(frozen=True)
@@ -125,63 +123,58 @@ def attributes(factors: NDArray[Any]) -> NDArray[np.uint8]:
     return np.array([low <= factors[_INDEX[name]] < high for name, low, high in THRESHOLDS.values()], np.uint8)
 
 
-def write_celeba(directory: Path, *, count: int, seed: int, workers: int | None = None, quiet: bool = False) -> None:
-    """Writes images 1 .. count of a seed with annotations as CelebA lays them out, and factors.csv.
+@dataclass(frozen=True, kw_only=True)
+class Drawings:
+    """Images of a seed, drawn where they are read; `Images`, see there."""
 
-    The files are the same for any number of workers (default: one a core). The annotations come last, so a folder
-    without them was interrupted; writing it again completes it. ShardError for a count outside 1 .. 999999, a seed
-    outside 0 .. 2**64 - 1 or fewer than one worker.
+    seed: int
+    numbers: list[int]
+
+    @property
+    def names(self) -> list[str]:
+        return [f"{number:06d}.jpg" for number in self.numbers]
+
+    def part(self, rows: np.ndarray) -> Drawings:
+        return Drawings(seed=self.seed, numbers=[self.numbers[i] for i in rows])
+
+    def read(self) -> Iterator[bytes]:
+        for number in self.numbers:
+            stream = io.BytesIO()
+            Image.fromarray(draw(sample_factors(self.seed, number))).save(stream, format="JPEG", quality=QUALITY)
+            yield stream.getvalue()
+
+    def crc32s(self) -> Iterable[int]:
+        return map(zlib.crc32, self.read())
+
+    def version(self) -> object:
+        return [self.seed, self.numbers]
+
+
+def source(count: int, seed: int) -> Source:
+    """Images 1 .. count of a seed: of every ten, eight to train, one valid, one test.
+
+    ShardError for a count outside 1 .. 999999 or a seed outside 0 .. 2**64 - 1.
     """
-    workers = cores() if workers is None else workers
-    for name, value, low, high in (
-        ("count", count, 1, 999_999),
-        ("seed", seed, 0, 2**64 - 1),
-        ("workers", workers, 1, inf),
-    ):
+    for name, value, low, high in (("count", count, 1, 999_999), ("seed", seed, 0, 2**64 - 1)):
         if not low <= value <= high:
             raise ShardError(f"drawn faces: {name}={value} is outside {low} .. {high}")
-    images = directory / "img_align_celeba"
-    images.mkdir(parents=True, exist_ok=True)
-    jobs = [(images, seed, range(first, min(first + CHUNK, count + 1))) for first in range(1, count + 1, CHUNK)]
-    for _ in shown(each(_write_images, jobs, workers), [len(numbers) for _, _, numbers in jobs], "drawing", quiet):
-        pass
-    for name, text in _annotations(count, seed):
-        _publish(directory / name, text.encode())
-
-
-def _write_images(job: tuple[Path, int, range]) -> None:
-    images, seed, numbers = job
-    for number in numbers:
-        path = images / f"{number:06d}.jpg"
-        part = path.with_suffix(".part")
-        Image.fromarray(draw(sample_factors(seed, number))).save(part, format="JPEG", quality=QUALITY)
-        part.replace(path)
-
-
-def _annotations(count: int, seed: int) -> Iterator[tuple[str, str]]:
-    """(file name, text) of the attribute list, the partition and the factors."""
-    rows = [(f"{number:06d}.jpg", number, sample_factors(seed, number)) for number in range(1, count + 1)]
-    signs = (" ".join(f"{2 * int(bit) - 1:2d}" for bit in attributes(factors)) for _, _, factors in rows)
-    lines = (f"{name} {sign}\n" for (name, _, _), sign in zip(rows, signs, strict=True))
-    # CelebA's own line of names ends in a blank
-    yield "list_attr_celeba.txt", f"{count}\n{' '.join(ATTRIBUTES)} \n{''.join(lines)}"
-    yield "list_eval_partition.txt", "".join(f"{name} {_split(number)}\n" for name, number, _ in rows)
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["image_id", *(factor.name for factor in FACTORS)])
-    writer.writerows([name, *(repr(float(value)) for value in factors)] for name, _, factors in rows)
-    yield "factors.csv", table.getvalue()
-
-
-def _split(number: int) -> int:
-    """0 train, 1 valid, 2 test: eight, one and one of every ten images."""
-    return {9: 1, 0: 2}.get(number % 10, 0)
-
-
-def _publish(path: Path, data: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    numbers = np.arange(1, count + 1)
+    values = np.stack([sample_factors(seed, number) for number in numbers.tolist()])
+    return Source(
+        place="drawn faces",
+        images=Drawings(seed=seed, numbers=numbers.tolist()),
+        numbers=numbers,
+        bytes=np.full(count, BYTES),
+        split=np.choose(numbers % 10, [2, *[0] * 8, 1]).astype(np.int8),
+        tables={
+            "attributes": Table(columns=ATTRIBUTES, values=np.stack([attributes(row) for row in values])),
+            "factors": Table(columns=tuple(_INDEX), values=values),
+        },
+        digests={"generator": "faces", "count": str(count), "seed": str(seed)},
+        factors=tuple(
+            manifest.Factor(name=factor.name, values=tuple(map(float, range(len(factor.categories)))))
+            for factor in FACTORS
+        ),
+        determined=True,
+        drawn=True,
+    )

@@ -11,7 +11,7 @@ import numpy as np
 from shards.files import replacing
 
 NAME = "manifest.json"
-FORMAT = "vaedist-shards-1"
+FORMAT = "vaedist-shards-2"
 REMEDY = "remove the set and pack it again"
 SPLITS = ("train", "valid", "test")  # the values 0, 1, 2 of list_eval_partition
 ARRAYS = {  # entry of a sample's json -> name of the array that holds the same for the whole split
@@ -39,9 +39,18 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard(File):
-    """A tar of the set and the number of samples in it."""
+    """A tar of the set and the number of samples in it; `url` where it does not lie beside the manifest."""
 
     count: int
+    url: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factor:
+    """A factor of variation that made the images, a column of the array `factors`, and its values if they are few."""
+
+    name: str
+    values: tuple[float, ...] = ()  # float32, ascending; empty: it varies continuously
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,18 +68,29 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A complete set: every image is `height` x `width`; labels are columns of `attributes`, 0 or 1."""
+    """A complete set; labels are columns of `attributes`, 0 or 1."""
 
     directory: Path
     digest: str  # sha256 of manifest.json, hex: the identity of the whole set
     name: str
-    encoding: str
-    height: int
-    width: int
+    encoding: str  # of the images: jpg, png, webp, npy, or several of them
+    height: int | None  # of every image; None: they differ
+    width: int | None
+    smallest: int  # the least height or width of any image
+    channels: int  # 1 grey, 3 colour
+    scaled: bool  # decoded, to height x width pixels, when they were packed
+    crop: int | None  # the centre square, in pixels of the source, that they were scaled from; None: the largest
     attributes: tuple[str, ...]
-    factors: tuple[str, ...]
+    factors: tuple[Factor, ...]
     splits: dict[str, Split]
     source: dict[str, str]  # what the set was made from: file or listing -> sha256, or a generator's arguments
+
+    @property
+    def size_text(self) -> str:
+        """How large the images are, for people."""
+        if self.height is None or self.width is None:
+            return f"of different sizes, the least side {self.smallest}"
+        return f"{self.width} x {self.height}"
 
     def split(self, name: str) -> Split:
         """The split of that name; ShardError lists those there are."""
@@ -167,6 +187,7 @@ def _parse(directory: Path, data: bytes) -> Manifest:
         )
         for name, split in fields.pop("splits").items()
     }
-    attributes, factors = tuple(fields.pop("attributes")), tuple(fields.pop("factors"))
+    attributes = tuple(fields.pop("attributes"))
+    factors = tuple(Factor(name=factor["name"], values=tuple(factor["values"])) for factor in fields.pop("factors"))
     digest = hashlib.sha256(data).hexdigest()
     return Manifest(directory=directory, digest=digest, splits=splits, attributes=attributes, factors=factors, **fields)

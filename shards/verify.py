@@ -12,9 +12,9 @@ from typing import IO
 
 import numpy as np
 
-from shards import jpeg, manifest, parallel
+from shards import image, manifest, parallel
 from shards.manifest import ARRAYS, INDEX, File, Manifest
-from shards.writer import BLOCK
+from shards.tar import BLOCK
 
 
 def verify(
@@ -106,42 +106,45 @@ def _sample_faults(job: _Job, stream: IO[bytes], i: int) -> Iterator[str]:
     row = job.index[i]
     offset, length = int(row["offset"]), int(row["length"])
     try:
-        key = _member(stream, offset - BLOCK, ".jpg", int(row["image"]), length)[0]
+        key = _member(stream, offset - BLOCK, image.SUFFIXES, int(row["image"]), length)[0]
     except ValueError as error:
         yield str(error)
         key = None
     stream.seek(offset)
     data = stream.read(length)
     if zlib.crc32(data) != row["crc32"]:
-        yield "the crc32 of its jpg is not the one in the index"
+        yield "the crc32 of its image is not the one in the index"
     try:
-        shape = jpeg.decode(data).shape[:2]
-        if shape != (job.manifest.height, job.manifest.width):
-            yield f"its jpg is {shape[1]} x {shape[0]}, the set {job.manifest.width} x {job.manifest.height}"
+        height, width, _ = image.decode(data, job.manifest.channels).shape
+        if (height, width) != (job.manifest.height or height, job.manifest.width or width):
+            yield f"its image is {width} x {height}, the set {job.manifest.size_text}"
+        if min(height, width) < job.manifest.smallest:
+            yield f"its image is {width} x {height}, smaller than any the manifest knows"
     except ValueError as error:
-        yield f"its jpg is {error}"
+        yield f"its image is {error}"
     try:
         after = offset + -(-length // BLOCK) * BLOCK
-        other, size = _member(stream, after, ".json", int(row["image"]), None)
+        other, size = _member(stream, after, (".json",), int(row["image"]), None)
         if key is not None and other != key:
-            yield f"its json is named {other}, its jpg {key}"
+            yield f"its json is named {other}, its image {key}"
         yield from _json_faults(job, json.loads(stream.read(size)), i)
     except ValueError as error:  # a header, or text that is not utf-8 or not json
         yield f"its json cannot be read ({error})"
 
 
-def _member(stream: IO[bytes], at: int, suffix: str, number: int, length: int | None) -> tuple[str, int]:
+def _member(stream: IO[bytes], at: int, suffixes: tuple[str, ...], number: int, length: int | None) -> tuple[str, int]:
     """Key and size of the tar member whose header is at byte `at`; ValueError unless it is the one expected there."""
+    what = "json" if suffixes == (".json",) else "image"
     stream.seek(at)
     try:
         header = tarfile.TarInfo.frombuf(stream.read(BLOCK), "utf-8", "strict")
     except tarfile.HeaderError as error:
-        raise ValueError(f"the tar header of its {suffix[1:]} is damaged ({error})") from None
-    key = header.name.removesuffix(suffix)
-    if not header.name.endswith(suffix) or not key.isdecimal() or int(key) != number:
-        raise ValueError(f"the tar has {header.name!r} where its {suffix[1:]} should be")
+        raise ValueError(f"the tar header of its {what} is damaged ({error})") from None
+    key, dot, suffix = header.name.partition(".")
+    if dot + suffix not in suffixes or not key.isdecimal() or int(key) != number:
+        raise ValueError(f"the tar has {header.name!r} where its {what} should be")
     if length is not None and header.size != length:
-        raise ValueError(f"its jpg has {header.size} bytes in the tar and {length} in the index")
+        raise ValueError(f"its image has {header.size} bytes in the tar and {length} in the index")
     return key, header.size
 
 
@@ -151,7 +154,7 @@ def _json_faults(job: _Job, entries: object, i: int) -> Iterator[str]:
         return
     if entries.get("image_id") != job.index[i]["image"]:
         yield f"its json has image_id {entries.get('image_id')}"
-    columns = {"attributes": job.manifest.attributes, "factors": job.manifest.factors}
+    columns = {"attributes": job.manifest.attributes, "factors": tuple(factor.name for factor in job.manifest.factors)}
     for entry, array in job.arrays.items():
         told = entries.get(entry)
         names = tuple(told) if isinstance(told, dict) else ()
@@ -178,6 +181,7 @@ def _stock(found: Manifest) -> Iterator[str]:
             elif sample is None:
                 yield f"{name}: webdataset does not read image {row['image']:06d}"
             else:
-                read = (int(sample["__key__"]), zlib.crc32(sample["jpg"]), json.loads(sample["json"])["image_id"])
+                data = next(sample[suffix[1:]] for suffix in image.SUFFIXES if suffix[1:] in sample)
+                read = (int(sample["__key__"]), zlib.crc32(data), json.loads(sample["json"])["image_id"])
                 if read != (row["image"], row["crc32"], row["image"]):
                     yield f"{name}: webdataset reads {sample['__key__']} where the index has image {row['image']:06d}"

@@ -1,90 +1,131 @@
-"""Writing one shard: which samples it holds, the json of each, the tar and its rows of the index."""
+"""Writing one shard: the tar, and the record of what is in it that lets an interrupted pack go on."""
 
-import io
+import hashlib
 import json
-import math
-import tarfile
 import zlib
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from shards import celeba, jpeg, manifest
-from shards.celeba import Image, Table
+from shards import image, manifest, tar
 from shards.files import replacing
-from shards.manifest import INDEX, Shard, ShardError
+from shards.manifest import FORMAT, INDEX, Shard, ShardError
+from shards.source import Images, Table, samples
 
-BLOCK = 512  # of a tar
-OWNER = "vaedist"  # user and group of every member, so that those of whoever packs do not show
+CHECKS = np.dtype([("bytes", "<u4"), ("crc32", "<u4")])  # of an image as the source has it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A shard to be written: its images, their rows of every table, and the size they must have."""
+    """A shard to be written: its images and their rows of every table."""
 
     path: Path  # of the tar
     number: int  # in its split
-    source: Path
-    images: list[Image]
+    place: str  # of the source, for messages
+    images: Images
+    numbers: np.ndarray
     tables: dict[str, Table]
-    height: int
-    width: int
+    npy: int | None
+    crop: int | None
+
+    def digest(self) -> str:
+        """Another one for another shard: whenever its bytes may be others."""
+        digest = hashlib.sha256(json.dumps([FORMAT, self.npy, self.crop, self.images.version()]).encode())
+        for text in samples(self.numbers, self.tables):
+            digest.update(text + b"\n")
+        return digest.hexdigest()
 
 
-def plan(sizes: np.ndarray, shard_bytes: int) -> list[slice]:
-    """Cut samples with images of these sizes, in bytes, into consecutive shards of equal size, about `shard_bytes`."""
-    # the image and the json have a header of one block each, and the json itself is about two blocks
-    cost = (-(-sizes.astype(np.int64) // BLOCK) + 4) * BLOCK
-    total, end = int(cost.sum()), np.cumsum(cost)
-    shard = (end - cost) * math.ceil(total / shard_bytes) // total
-    starts = [*np.flatnonzero(np.diff(shard, prepend=-1)).tolist(), len(sizes)]
-    return [slice(start, stop) for start, stop in pairwise(starts)]
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a shard turned out to hold."""
+
+    shard: Shard
+    index: np.ndarray  # [count] of INDEX
+    checks: np.ndarray  # [count] of CHECKS
+    sizes: list[tuple[int, int, int]]  # the different (height, width, channels) in it
+    suffixes: list[str]
 
 
-def write_shard(job: Job) -> tuple[Shard, np.ndarray]:
-    """Write the tar of a job; returns its description and its rows of the index."""
-    index = np.zeros(len(job.images), INDEX)
-    with (
-        replacing(job.path) as stream,
-        tarfile.open(fileobj=stream, mode="w|", format=tarfile.USTAR_FORMAT) as tar,
-    ):
-        for row, data in enumerate(celeba.read_images(job.source, job.images)):
-            name = job.images[row].name
-            _check_image(job, name, data)
-            index[row] = (job.number, tar.offset + BLOCK, len(data), zlib.crc32(data), celeba.number(name))
-            key = name.removesuffix(".jpg")
-            _add(tar, f"{key}.jpg", data)
-            _add(tar, f"{key}.json", describe_sample(name, job.tables, row))
-    file = manifest.describe(job.path)
-    return Shard(name=file.name, bytes=file.bytes, sha256=file.sha256, count=len(index)), index
+def write_shard(job: Job) -> Record:
+    """The shard of a job, written unless it is there already from an interrupted pack."""
+    found = _read_record(job)
+    if found is not None:
+        return found
+    index, checks, sizes, suffixes = [], [], set(), set()
+    with replacing(job.path) as stream:
+        out = tar.Writer(stream)
+        texts = samples(job.numbers, job.tables)
+        for row, (number, original, text) in enumerate(
+            zip(job.numbers.tolist(), job.images.read(), texts, strict=True)
+        ):
+            data, size = _encode(job, row, original)
+            crc32 = zlib.crc32(data)
+            checks.append((len(original), crc32 if data is original else zlib.crc32(original)))
+            index.append((job.number, out.offset + tar.BLOCK, len(data), crc32, number))
+            sizes.add(size)
+            suffixes.add(suffix := image.suffix(data))
+            out.add(f"{number:06d}{suffix}", data)
+            out.add(f"{number:06d}.json", text)
+        shard = Shard(**asdict(out.close(job.path)), count=len(index))
+    record = Record(
+        shard=shard,
+        index=np.array(index, INDEX),
+        checks=np.array(checks, CHECKS),
+        sizes=sorted(sizes),
+        suffixes=sorted(suffixes),
+    )
+    _write_record(job, record)
+    return record
 
 
-def describe_sample(name: str, tables: dict[str, Table], row: int) -> bytes:
-    """The json of one sample: what belongs to the image, whatever the set it is in."""
-    entries: dict[str, object] = {"image_id": celeba.number(name)}
-    for entry, table in tables.items():
-        value = table.values[row]
-        # by its shortest text, so that a float32 of 0.1 reads 0.1
-        plain = [float(str(v)) for v in value] if value.dtype.kind == "f" else value.tolist()
-        entries[entry] = dict(zip(table.columns, plain, strict=True)) if table.columns else plain
-    return json.dumps(entries, separators=(",", ":")).encode()
+def _encode(job: Job, row: int, original: bytes) -> tuple[bytes, tuple[int, int, int]]:
+    """The bytes that are stored for an image, and its size; ShardError where they are no image."""
 
+    def error(why: str) -> ShardError:
+        return ShardError(f"{job.place}: {job.images.names[row]} is {why}")
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """Append a member exactly as webdataset's TarWriter(mtime=0) would. Importing that one imports torch, which takes
-    every worker longer than writing a shard does."""
-    member = tarfile.TarInfo(name)
-    member.size, member.mode, member.uname, member.gname = len(data), 0o444, OWNER, OWNER
-    tar.addfile(member, io.BytesIO(data))
-
-
-def _check_image(job: Job, name: str, data: bytes) -> None:
     try:
-        height, width = jpeg.dimensions(data)
-    except ValueError as error:
-        raise ShardError(f"{job.source}: {name} is {error}; get this image again") from None
-    if (height, width) != (job.height, job.width):
-        here, first = f"{width} x {height}", f"{job.width} x {job.height}"
-        raise ShardError(f"{job.source}: {name} is {here} where the first image is {first}; all must have one size")
+        size = image.dimensions(original)
+        if job.npy is None:
+            return original, size
+        pixels = image.decode(original, size[2])
+    except ValueError as fault:
+        raise error(f"{fault}; get this image again") from None
+    if job.crop is not None and job.crop > min(size[:2]):
+        raise error(f"{size[1]} x {size[0]}, too small for --crop {job.crop}")
+    square = image.square(pixels, job.crop, job.npy)
+    return image.to_npy(square.transpose(1, 2, 0)), (job.npy, job.npy, size[2])
+
+
+def record_path(tar: Path) -> Path:
+    """Where the record of a tar lies while the set is not complete."""
+    return tar.with_name(f".{tar.name}.record")
+
+
+def _write_record(job: Job, record: Record) -> None:
+    """Only when the tar is whole under its name: a tar without a record is written again."""
+    arrays = {"index": record.index.tobytes().hex(), "checks": record.checks.tobytes().hex()}
+    told = {"job": job.digest(), **asdict(record), **arrays}
+    with replacing(record_path(job.path)) as stream:
+        stream.write(json.dumps(told).encode())
+
+
+def _read_record(job: Job) -> Record | None:
+    """The record of the same shard if its tar is still what was written."""
+    try:
+        told: dict[str, Any] = json.loads(record_path(job.path).read_bytes())
+        shard = Shard(**told["shard"])
+        if told["job"] != job.digest() or manifest.describe(job.path).sha256 != shard.sha256:
+            return None
+        return Record(
+            shard=shard,
+            index=np.frombuffer(bytes.fromhex(told["index"]), INDEX),
+            checks=np.frombuffer(bytes.fromhex(told["checks"]), CHECKS),
+            sizes=[(height, width, channels) for height, width, channels in told["sizes"]],
+            suffixes=told["suffixes"],
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # of a shard that was not finished

@@ -23,7 +23,7 @@ COMMON = {
     "recipe": "celeba64",
     "data.crop": "null",
     "data.flip": "true",
-    "optimizer.lr": "1e-3",
+    "optimizer.lr": "5e-4",
     "train.steps": "20",
     "train.batch": str(BATCH),
     "checkpoint.every": "10",

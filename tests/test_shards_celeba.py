@@ -20,11 +20,13 @@ def plain(tmp_path_factory):
 
 
 def read_bytes(data):
-    return list(celeba.read_images(data.path, data.images))
+    return list(data.images.read())
 
 
 def assert_same(a, b):
-    assert [image.name for image in a.images] == [image.name for image in b.images]
+    assert a.images.names == b.images.names
+    assert np.array_equal(a.numbers, b.numbers)
+    assert list(a.images.crc32s()) == list(b.images.crc32s())
     assert read_bytes(a) == read_bytes(b)
     assert np.array_equal(a.split, b.split)
     assert a.tables.keys() == b.tables.keys()
@@ -52,7 +54,9 @@ def edit(path, old, new):
 def test_a_plain_source_is_read_whole(source):
     add_options(source)
     data = celeba.read(source)
-    assert [image.name for image in data.images] == names(12)
+    assert data.images.names == names(12)
+    assert data.numbers.tolist() == list(range(1, 13))
+    assert data.bytes.tolist() == [len(photograph(image)) for image in range(1, 13)]
     assert read_bytes(data) == [photograph(image) for image in range(1, 13)]
     assert data.split.tolist() == [0] * 8 + [1] * 2 + [2] * 2
     assert data.tables["attributes"].columns == ATTRIBUTES

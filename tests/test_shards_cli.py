@@ -99,7 +99,13 @@ def test_every_error_is_one_line_and_a_status_of_1(source, tmp_path, shards):
     shards("pack", "celeba", source, dst, "--workers", 1)
     path = dst / "valid-00000.tar"
     path.write_bytes(path.read_bytes().replace(photograph(9), photograph(9)[::-1]))
-    fails("sample 000009 is not a JPEG; see `python -m shards verify", "inspect", dst, "--grid", tmp_path / "x.png")
+    fails(
+        "sample 000009 is not an image (jpg, png, webp or npy); see `python -m shards verify",
+        "inspect",
+        dst,
+        "--grid",
+        tmp_path / "x.png",
+    )
     status, out, err = shards("verify", dst)
     assert (status, out) == (1, ["valid-00000.tar: its sha256 is not the one in the manifest"])
     assert err == [f"shards: {dst}: 1 faults found; remove the set and pack it again"]

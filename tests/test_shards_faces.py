@@ -1,7 +1,8 @@
-"""The drawn faces: pure functions of seed and number, smooth and local in their factors, written as CelebA is."""
+"""The drawn faces: pure functions of seed and number, smooth and local in their factors."""
 
-import csv
 import hashlib
+import io
+import zlib
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image
 
 from shards import drawing, faces
 from shards.manifest import ShardError
+from shards.pack import pack_faces
+from shards.plan import Options
 
 GOLDEN_FACTORS = [15.667702674865723, 6.031954288482666, 2.746384620666504]
 GOLDEN_PORTRAIT = "3264d53550492e7f6ea0cc43a20e6cb919fe5e9f13df86f7e2d2ed93e909e339"  # changes only by intent
@@ -156,51 +159,52 @@ def test_attributes_follow_their_thresholds_and_all_occur(sample):
     assert np.array_equal(colours == 0, sample[:, INDEX["hair_colour"]] == 3)  # red has no name in CelebA
 
 
-def test_the_files_are_laid_out_as_celeba_and_hold_the_factors(tmp_path):
-    faces.write_celeba(tmp_path, count=20, seed=3, workers=1, quiet=True)
-    lines = (tmp_path / "list_attr_celeba.txt").read_text().split("\n")
-    assert lines[0] == "20"
-    assert lines[1] == " ".join(faces.ATTRIBUTES) + " "
-    partition = dict(line.split() for line in (tmp_path / "list_eval_partition.txt").read_text().splitlines())
-    assert list(partition.values()) == ["0"] * 8 + ["1", "2"] + ["0"] * 8 + ["1", "2"]
-    with (tmp_path / "factors.csv").open(newline="") as file:
-        header, *rows = csv.reader(file)
-    assert header == ["image_id", *INDEX]
-    for number, (row, line) in enumerate(zip(rows, lines[2:-1], strict=True), start=1):
-        factors = faces.sample_factors(3, number)
-        name = f"{number:06d}.jpg"
-        assert row[0] == line.split()[0] == name
-        assert name in partition
-        assert np.array_equal(np.array(row[1:], np.float32), factors)
-        assert [int(sign) for sign in line.split()[1:]] == (2 * faces.attributes(factors).astype(int) - 1).tolist()
-        with Image.open(tmp_path / "img_align_celeba" / name) as image:
+def test_a_source_of_faces_holds_pictures_splits_labels_and_factors():
+    source = faces.source(20, 3)
+    assert source.numbers.tolist() == list(range(1, 21))
+    assert source.split.tolist() == [*[0] * 8, 1, 2] * 2
+    assert source.tables["attributes"].columns == faces.ATTRIBUTES
+    assert source.tables["factors"].columns == tuple(INDEX) == tuple(factor.name for factor in source.factors)
+    values, labels = source.tables["factors"].values, source.tables["attributes"].values
+    assert (values.dtype, labels.dtype) == (np.float32, np.uint8)
+    for number, (row, label) in enumerate(zip(values, labels, strict=True), start=1):
+        assert np.array_equal(row, faces.sample_factors(3, number))
+        assert np.array_equal(label, faces.attributes(row))
+    chosen = source.images.part(np.array([6, 2]))
+    assert chosen.names == ["000007.jpg", "000003.jpg"]
+    pictures = list(chosen.read())
+    assert list(chosen.crc32s()) == [zlib.crc32(data) for data in pictures]
+    assert 0.5 < np.mean([len(data) for data in pictures]) / source.bytes.mean() < 2
+    for data, row in zip(pictures, values[[6, 2]], strict=True):
+        with Image.open(io.BytesIO(data)) as image:
             assert image.size == (178, 218)
-            assert np.abs(np.asarray(image).astype(int) - faces.draw(factors)).mean() < 3
-    assert len(list((tmp_path / "img_align_celeba").iterdir())) == 20
+            assert np.abs(np.asarray(image).astype(int) - faces.draw(row)).mean() < 3
 
 
-def test_the_files_depend_on_neither_the_count_nor_the_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr(faces, "CHUNK", 3)
-    faces.write_celeba(tmp_path / "one", count=12, seed=1, workers=1, quiet=True)
-    faces.write_celeba(tmp_path / "two", count=12, seed=1, workers=2, quiet=True)
-    faces.write_celeba(tmp_path / "few", count=4, seed=1, workers=1, quiet=True)
-    one, two, few = (
-        {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.*")} for name in ("one", "two", "few")
-    )
-    assert one == two
-    assert {name: data for name, data in one.items() if name in few and name.endswith("jpg")} == {
-        name: data for name, data in few.items() if name.endswith("jpg")
-    }
+def test_the_images_depend_on_neither_the_count_nor_the_workers(tmp_path):
+    options = Options(shard_mb=0.03)
+
+    def packed(name, count, workers):
+        return pack_faces(tmp_path / name, count=count, seed=1, options=options, workers=workers, quiet=True)
+
+    one, two, few = packed("one", 12, 1), packed("two", 12, 2), packed("few", 4, 1)
+    files = [{path.name: path.read_bytes() for path in found.directory.iterdir()} for found in (one, two)]
+    assert files[0] == files[1]
+    assert len(one.splits["train"].shards) > 2
+    index = [found.array("train", "index")[["length", "crc32", "image"]][:4].tolist() for found in (one, few)]
+    assert index[0] == index[1]
 
 
 def test_quiet_writes_not_a_line(tmp_path, capsys):
-    faces.write_celeba(tmp_path, count=1, seed=0, workers=1, quiet=True)
+    pack_faces(tmp_path / "set", count=1, seed=0, workers=1, quiet=True)
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("wrong", [{"count": 0}, {"count": 10**6}, {"seed": -1}, {"workers": 0}])
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"count": 10**6}, {"seed": -1}])
 def test_impossible_requests_are_refused_in_one_line(tmp_path, wrong):
     (name, value), = wrong.items()  # fmt: skip
     with pytest.raises(ShardError, match=rf"^drawn faces: {name}={value} is outside .*$"):
-        faces.write_celeba(tmp_path / "set", **({"count": 1, "seed": 0} | wrong))
+        pack_faces(tmp_path / "set", **({"count": 1, "seed": 0} | wrong))
+    with pytest.raises(ShardError, match=r"^.*: 0 workers cannot pack; at least one must$"):
+        pack_faces(tmp_path / "set", count=1, workers=0)
     assert not (tmp_path / "set").exists()

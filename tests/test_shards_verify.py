@@ -12,6 +12,7 @@ from tiny_celeba import add_options, photograph, write_source
 from shards import manifest, pack
 from shards.files import replacing
 from shards.manifest import File, ShardError
+from shards.plan import Options
 from shards.verify import verify
 
 
@@ -19,7 +20,9 @@ from shards.verify import verify
 def packed(tmp_path_factory):
     source = write_source(tmp_path_factory.mktemp("verify") / "source", 24)
     add_options(source, 24)
-    return pack.pack_celeba(source, source.with_name("set"), shard_mb=0.012, workers=1, quiet=True).directory
+    return pack.pack_celeba(
+        source, source.with_name("set"), options=Options(shard_mb=0.012), workers=1, quiet=True
+    ).directory
 
 
 @pytest.fixture
@@ -73,7 +76,7 @@ def test_a_flipped_byte_anywhere_in_the_header_names_the_sample(found, at):
     sha, *deep = verify(found.directory, deep=True, quiet=True)
     assert sha == f"{path.name}: its sha256 is not the one in the manifest"
     assert len(deep) == 1
-    assert deep[0].startswith(f"{path.name}: sample 000006 (byte {offset}): the tar header of its jpg is damaged")
+    assert deep[0].startswith(f"{path.name}: sample 000006 (byte {offset}): the tar header of its image is damaged")
 
 
 def test_a_flipped_byte_in_the_image_names_the_sample(found):
@@ -82,7 +85,7 @@ def test_a_flipped_byte_in_the_image_names_the_sample(found):
     faults = verify(found.directory, deep=True, quiet=True)
     assert f"{path.name}: its sha256 is not the one in the manifest" in faults
     where = f"{path.name}: sample 000006 (byte {offset})"
-    assert f"{where}: the crc32 of its jpg is not the one in the index" in faults
+    assert f"{where}: the crc32 of its image is not the one in the index" in faults
     assert len([fault for fault in faults if "sample" not in fault]) == 1
     assert all(fault.startswith(where) for fault in faults if "sample" in fault)
 
@@ -187,7 +190,7 @@ def test_deep_compares_the_index_with_the_tars(found):
     index["image"][0] += 1
     republish(found, "valid", "index", index)
     faults = verify(found.directory, deep=True, quiet=True)
-    assert any("the tar has '000021.jpg' where its jpg should be" in fault for fault in faults)
+    assert any("the tar has '000021.jpg' where its image should be" in fault for fault in faults)
     assert all(fault.startswith("valid-00000.tar: sample 000022") for fault in faults)
 
 
@@ -195,7 +198,7 @@ def test_deep_compares_every_size_with_the_manifest(found):
     manifest.write(replace(found, width=17))
     faults = verify(found.directory, deep=True, quiet=True)
     assert len(faults) == 24
-    assert all(fault.endswith("its jpg is 18 x 22, the set 17 x 22") for fault in faults)
+    assert all(fault.endswith("its image is 18 x 22, the set 17 x 22") for fault in faults)
 
 
 def test_reading_says_what_is_missing_and_how_to_make_it(tmp_path, found):
@@ -213,7 +216,7 @@ def test_reading_says_what_is_missing_and_how_to_make_it(tmp_path, found):
         found.array("test", "labels")
     fields = json.loads((found.directory / "manifest.json").read_text())
     (found.directory / "manifest.json").write_text(json.dumps(fields | {"format": "vaedist-shards-9"}))
-    with pytest.raises(ShardError, match="format 'vaedist-shards-9', this program reads 'vaedist-shards-1'"):
+    with pytest.raises(ShardError, match="format 'vaedist-shards-9', this program reads 'vaedist-shards-2'"):
         manifest.read(found.directory)
 
 

@@ -128,8 +128,9 @@ def open_run(
 ) -> tuple[Dataset, Objective, Snapshot | None]:
     """The data set, the untrained objective, and the newest checkpoint if it is of this very run."""
     torch.manual_seed(fork(recipe.seed, "weights"))
-    objective = recipe.objective.build(recipe.model.build(recipe.data.shape, world), world)
     manifest = recipe.data.find(console.say)
+    shape = (manifest.channels, recipe.data.size, recipe.data.size)
+    objective = recipe.objective.build(recipe.model.build(shape, world), world)
     snapshot = checkpoints.newest(console.say)
     if snapshot is not None:
         refuse_other_run(snapshot, recipe, manifest.digest)

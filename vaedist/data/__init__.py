@@ -22,11 +22,6 @@ class Config:
     cache: Path = Path("~/.cache/vaedist")  # decoded images, on a disk of the node
     draw: int = bounded(0, at_least=0)  # `shards` is that many drawn faces, drawn at their first use
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of every image."""
-        return 3, self.size, self.size
-
     def find(self, announce: Callable[[str], None]) -> Manifest:
         """What the packed set holds; ShardError if it is missing or damaged. `announce` shows the user a line."""
         if self.draw:

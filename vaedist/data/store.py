@@ -1,7 +1,6 @@
 """From image ids to pixels: decoded from the tars at every access, or once per node into a memory map."""
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -9,15 +8,15 @@ import warnings
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import PIL
 import torch
-from PIL import Image, features
 from torch import Tensor
 
+from shards import image
 from shards.files import sync_directory
 from shards.manifest import Manifest, ShardError, check_size
 from shards.parallel import cores, shown
@@ -35,31 +34,30 @@ class Store(Protocol):
     """The pixels of one split; all stores give the same bits."""
 
     count: int
-    shape: tuple[int, int, int]  # 3, size, size
+    shape: tuple[int, int, int]  # channels, size, size
 
     def gather(self, ids: Ids, out: Tensor | None = None) -> Tensor:
-        """The images `ids` (int64 [n], 0 <= id < count) as uint8 [n, 3, size, size], in `out` if given."""
+        """The images `ids` (int64 [n], 0 <= id < count) as uint8 [n, *shape], in `out` if given."""
         ...
 
 
 class TarStore:
     """Reads the tars by their index and decodes at every access, on all cores; needs no space.
 
-    The centre square of `crop` pixels a side (None: the largest there is) is scaled to `size` with an antialiased
-    bilinear filter. ShardError where the payload is not the one that was packed.
+    The centre square of `crop` pixels a side (None: the largest there is) is scaled to `size`, see `shards.image`.
+    ShardError where the payload is not the one that was packed.
     """
 
     def __init__(self, manifest: Manifest, split: str, *, size: int, crop: int | None) -> None:
-        height, width = manifest.height, manifest.width
-        self.crop = min(height, width) if crop is None else crop
-        if self.crop > min(height, width):
-            raise ShardError(
-                f"data.crop={crop} is larger than the images of {manifest.directory}: {height}x{width} pixels"
-            )
+        where = manifest.directory
+        if manifest.scaled and (size, crop) != (manifest.height, manifest.crop):
+            cure = f"say data.size={manifest.height} data.crop={'null' if manifest.crop is None else manifest.crop}"
+            raise ShardError(f"{where}: its images were scaled when they were packed; {cure}")
+        if not manifest.scaled and crop is not None and crop > manifest.smallest:
+            raise ShardError(f"data.crop={crop} is larger than the images of {where}: {manifest.size_text}")
         self.manifest, self.split, self.size = manifest, split, size
-        self.count, self.shape = manifest.split(split).count, (3, size, size)
-        left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)  # as torchvision's CenterCrop
-        self._box = (left, top, left + self.crop, top + self.crop)
+        self.crop = None if manifest.scaled else crop
+        self.count, self.shape = manifest.split(split).count, (manifest.channels, size, size)
         self._index = np.array(manifest.array(split, "index"))
         self._tars = [self._map(number) for number in range(len(manifest.split(split).shards))]
         self._pool = ThreadPoolExecutor(cores(), "decode")
@@ -76,24 +74,19 @@ class TarStore:
         return np.asarray(np.memmap(path, np.uint8, "r"))
 
     def _decode(self, row: int, out: np.ndarray) -> None:
-        shard, offset, length, crc32, image = self._index[row].item()
+        shard, offset, length, crc32, number = self._index[row].item()
         payload = self._tars[shard][offset : offset + length].tobytes()
         if zlib.crc32(payload) != crc32:
-            raise self._corrupt(shard, offset, image, "its crc32 is not the one of the index")
+            raise self._corrupt(shard, offset, number, "its crc32 is not the one of the index")
         try:
-            photo = Image.open(io.BytesIO(payload), formats=("JPEG",))
-            square = photo.crop(self._box).convert("RGB")
-        except (OSError, SyntaxError, ValueError):
-            raise self._corrupt(shard, offset, image, "it is not a whole JPEG") from None
-        if photo.size != (self.manifest.width, self.manifest.height):
-            raise self._corrupt(shard, offset, image, f"it has {photo.height}x{photo.width} pixels")
-        small = square.resize((self.size, self.size), Image.Resampling.BILINEAR)  # Pillow's filters are antialiased
-        out[:] = np.asarray(small).transpose(2, 0, 1)
+            out[:] = image.square(image.decode(payload, self.shape[0]), self.crop, self.size)
+        except ValueError as error:
+            raise self._corrupt(shard, offset, number, f"it is {error}") from None
 
-    def _corrupt(self, shard: int, offset: int, image: int, reason: str) -> ShardError:
+    def _corrupt(self, shard: int, offset: int, number: int, reason: str) -> ShardError:
         path = self.manifest.shard_path(self.split, shard)
         cure = f"run `python -m shards verify {self.manifest.directory}`"
-        return ShardError(f"{path}: image {image:06d} at byte {offset} is corrupt: {reason}; {cure}")
+        return ShardError(f"{path}: image {number:06d} at byte {offset} is corrupt: {reason}; {cure}")
 
 
 class HostStore:
@@ -170,8 +163,7 @@ def _identity(source: TarStore) -> dict[str, Any]:
         "split": source.split,
         "crop": source.crop,
         "shape": [source.count, *source.shape],
-        "pillow": PIL.__version__,
-        "libjpeg": features.version("libjpeg_turbo"),
+        "decoders": {name: version(name) for name in ("simplejpeg", "pillow", "torch")},
     }
 
 
