@@ -4,9 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from shards import inspect, manifest, pack, verify
+from shards import inspect, manifest, pack_command, verify
 from shards.manifest import ShardError
-from shards.plan import Options
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,19 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m shards", description="Image data sets as WebDataset shards.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    packer = commands.add_parser("pack", help="make a set").add_subparsers(required=True, metavar="SOURCE")
-    celeba = packer.add_parser("celeba", help="CelebA from its zip or folder and its annotation files")
-    celeba.add_argument("src", type=Path, metavar="SRC", help="folder that holds, at any depth, images and annotations")
-    celeba.set_defaults(command=_pack_celeba)
-    faces = packer.add_parser("faces", help="drawn faces with known factors of variation")
-    faces.set_defaults(command=_pack_faces)
-    for command in (celeba, faces):
-        command.add_argument("dst", type=Path, metavar="DST", help="directory of the set; new or empty")
-        command.add_argument("--shard-mb", type=float, default=64, metavar="MB", help="size of a shard, about (64)")
-        command.add_argument("--workers", type=_positive, metavar="N", help="processes (one a core)")
-    faces.add_argument("--count", type=_positive, required=True, metavar="N", help="number of faces")
-    faces.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other faces (0)")
-
+    pack_command.add(commands)
     check = commands.add_parser("verify", help="check a set; the exit status is 1 if it has faults")
     check.add_argument("dst", type=Path, metavar="DST")
     check.add_argument("--deep", action="store_true", help="also decode every sample and compare it with the arrays")
@@ -54,22 +41,6 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--grid", type=Path, metavar="FILE", help="the grid, a PNG (NAME-grid.png in this folder)")
     show.set_defaults(command=_inspect)
     return parser
-
-
-def _pack_celeba(options: argparse.Namespace) -> int:
-    pack.pack_celeba(options.src, options.dst, options=Options(shard_mb=options.shard_mb), workers=options.workers)
-    return 0
-
-
-def _pack_faces(options: argparse.Namespace) -> int:
-    pack.pack_faces(
-        options.dst,
-        count=options.count,
-        seed=options.seed,
-        options=Options(shard_mb=options.shard_mb),
-        workers=options.workers,
-    )
-    return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -95,13 +66,6 @@ def _inspect(options: argparse.Namespace) -> int:
     inspect.save_grid(found, path)
     print(f"\n{path}: {', '.join(found.splits)} from top to bottom")
     return 0
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
 
 
 if __name__ == "__main__":
