@@ -44,7 +44,10 @@ def factors(rows: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def images(rows: NDArray[Any], device: str = "cpu") -> NDArray[np.uint8]:
-    """uint8 [n, 64, 64, 3]: images `rows` [n] of the set; ValueError for a row outside 0 .. COUNT - 1."""
+    """uint8 [n, 64, 64, 3]: images `rows` [n] of the set; ValueError for a row outside 0 .. COUNT - 1.
+
+    Processes of one thread each draw faster than a process of many threads, which wait for each other at every step.
+    """
     *hues, scale, shape, orientation = np.unravel_index(rows, SIZES)
     colours = torch.from_numpy(hue_colours()[np.stack(hues, axis=1)]).to(device)  # [n, surface, channel]
     scenes = list(zip(scale.tolist(), shape.tolist(), orientation.tolist(), strict=True))
