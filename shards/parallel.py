@@ -69,6 +69,7 @@ def shown(results: Iterable[Result], counts: Sequence[int], verb: str, quiet: bo
 
 
 def _start_worker() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"  # a process a core: the threads of a library would wait for each other
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 

@@ -405,7 +405,7 @@ def test_faces_are_drawn_once_and_after_an_interrupt_only_those_that_lack(tmp_pa
 def test_images_of_different_sizes_and_kinds_are_one_set(source, tmp_path):
     images = source / "img_align_celeba"
     (images / "000003.jpg").write_bytes(photograph(3, 40, 30))
-    (images / "000004.jpg").write_bytes(image.to_png(np.zeros((50, 12), np.uint8)))
+    (images / "000004.jpg").write_bytes(image.to_png(np.zeros((50, 12, 1), np.uint8)))
     found = pack_quietly(source, tmp_path / "set")
     assert (found.height, found.width, found.smallest, found.channels) == (None, None, 12, 3)
     assert found.encoding == "jpg, png"
