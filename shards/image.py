@@ -34,6 +34,8 @@ def dimensions(data: bytes) -> tuple[int, int, int]:
     if data.startswith(NPY):
         height, width, channels = _npy(data).shape
         return height, width, channels
+    if data.startswith(JPEG) and _has_end(data) and (header := _jpeg_header(data)):
+        return header
     return _pillow(data, _size)
 
 
@@ -44,8 +46,7 @@ def decode(data: bytes, channels: int) -> np.ndarray:
         return np.broadcast_to(pixels, (*pixels.shape[:2], channels)) if pixels.shape[2] <= channels else _grey(pixels)
     if data.startswith(JPEG) and channels == 3:
         try:
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-            if height * width <= MAX_PIXELS:
+            if _jpeg_header(data):
                 return simplejpeg.decode_jpeg(data)  # twice as fast as Pillow, the same bits
         except ValueError:
             pass  # Pillow knows kinds that this decoder does not, and says what is wrong
@@ -117,6 +118,15 @@ def _npy(data: bytes) -> np.ndarray:
     if len(data) - stream.tell() != int(np.prod(shape, dtype=object)) or 0 in shape:
         raise ValueError(f"an npy array {list(shape)} in a file of {len(data)} bytes")
     return np.frombuffer(data, np.uint8, offset=stream.tell()).reshape(*(*shape, 1)[:3])
+
+
+def _jpeg_header(data: bytes) -> tuple[int, int, int] | None:
+    """As `dimensions`, ten times as fast as Pillow; None where that one should say what is wrong."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return (height, width, 1 if colours == "Gray" else 3) if height * width <= MAX_PIXELS else None
 
 
 def _pillow(data: bytes, read: Callable[[Image.Image], Any]) -> Any:
