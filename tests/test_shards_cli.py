@@ -8,6 +8,7 @@ from tiny_celeba import HEIGHT, WIDTH, add_options, photograph, write_source
 
 from shards import inspect, manifest
 from shards.__main__ import main
+from shards.verify import verify
 
 
 @pytest.fixture
@@ -172,8 +173,10 @@ def test_a_wrong_command_line_is_refused_with_its_usage(arguments, capsys):
 
 
 def test_a_full_disk_is_one_line_that_names_the_file(source, tmp_path):
-    command = f'ulimit -f 4; exec "{sys.executable}" -m shards pack celeba "{source}" "{tmp_path}/set" --workers 1'
-    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    command = f'exec "{sys.executable}" -m shards pack celeba "{source}" "{tmp_path}/set" --workers 1'
+    result = subprocess.run(["bash", "-c", f"ulimit -f 4; {command}"], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr == f"shards: {tmp_path}/set/train-00000.tar: File too large\n"
     assert [path.name for path in (tmp_path / "set").iterdir()] == [".unfinished"]
+    subprocess.run(["bash", "-c", command], capture_output=True, check=True)
+    assert verify(tmp_path / "set", deep=True, quiet=True) == []
