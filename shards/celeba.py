@@ -1,18 +1,14 @@
 """Reading CelebA as people have it on disk: the zip or a folder of images, annotations as .txt or .csv, any nesting."""
 
 import os
-import struct
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from shards.annotations import IMAGE_NAME, Format, RawTable, present, read_table, refuse_web_page
+from shards.archive import Archive, members
 from shards.manifest import Factor, ShardError
 from shards.source import Files, Images, Source, Table
 
@@ -37,37 +33,6 @@ FORMATS = {
 SPLIT_FORMAT = Format(base=PARTITION, dtype=np.dtype(np.int8), columns=("partition",))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Archive:
-    """Images that are members of a zip; `Images`, see there."""
-
-    path: Path
-    members: list[zipfile.ZipInfo]
-
-    @property
-    def names(self) -> list[str]:
-        return [_base(member) for member in self.members]
-
-    def part(self, rows: np.ndarray) -> "Archive":
-        return Archive(path=self.path, members=[self.members[i] for i in rows])
-
-    def read(self) -> Iterator[bytes]:
-        with self.path.open("rb") as stream:
-            for member in self.members:
-                try:
-                    data = _read_member(stream, member)
-                except (ValueError, struct.error, zlib.error) as error:
-                    where = f"{self.path}: {_base(member)}"
-                    raise ShardError(f"{where} is damaged ({error}); download the archive again") from None
-                yield data
-
-    def crc32s(self) -> Iterable[int]:
-        return (member.CRC for member in self.members)
-
-    def version(self) -> object:
-        return [(_base(member), member.file_size, member.CRC) for member in self.members]
-
-
 def read(root: Path, *, allow_missing: bool = False) -> Source:
     """Find and check the images and the annotations anywhere below `root`. ShardError on any fault.
 
@@ -90,7 +55,7 @@ def read(root: Path, *, allow_missing: bool = False) -> Source:
     images, sizes = (_list_archive if path.suffix == ".zip" else _list_folder)(path, listed, allow_missing)
     tables = {entry: _table(entry, raw, images.names) for entry, raw in raws.items()}
     return Source(
-        place=str(path),
+        place=str(path.absolute()),
         images=images,
         numbers=np.array([number(name) for name in images.names], np.int64),
         bytes=np.array(sizes, np.int64),
@@ -171,33 +136,6 @@ def _list_folder(folder: Path, names: list[str], allow_missing: bool) -> Listing
 def _list_archive(path: Path, names: list[str], allow_missing: bool) -> Listing:
     with path.open("rb") as stream:
         refuse_web_page(path, stream.read(64))
-    try:
-        with zipfile.ZipFile(path) as archive:
-            found = {_base(member): member for member in archive.infolist()}
-    except zipfile.BadZipFile:
-        raise ShardError(f"{path}: not a zip archive, or its end is missing; download it again") from None
-    names = present(path, names, found, allow_missing)
-    members = [found[name] for name in names]
-    return Archive(path=path, members=members), [member.file_size for member in members]
-
-
-def _base(member: zipfile.ZipInfo) -> str:
-    return member.filename.rpartition("/")[2]
-
-
-def _read_member(stream: IO[bytes], member: zipfile.ZipInfo) -> bytes:
-    """A member's bytes. zipfile itself would read the directory of all 202,599 members again in every process."""
-    stream.seek(member.header_offset)
-    header = stream.read(30)
-    name, extra = struct.unpack("<HH", header[26:30])
-    if header[:4] != b"PK\x03\x04":
-        raise ValueError("no local header")
-    stream.seek(name + extra, os.SEEK_CUR)
-    data = stream.read(member.compress_size)
-    if member.compress_type == zipfile.ZIP_DEFLATED:
-        data = zlib.decompress(data, -zlib.MAX_WBITS)
-    elif member.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"unknown compression {member.compress_type}")
-    if len(data) != member.file_size or zlib.crc32(data) != member.CRC:
-        raise ValueError("its crc32 does not match")
-    return data
+    found = members(path)
+    chosen = [found[name] for name in present(path, names, found, allow_missing)]
+    return Archive(path=path, members=chosen), [member.file_size for member in chosen]

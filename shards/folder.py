@@ -55,7 +55,7 @@ def read(
         split = _splits(names, root, None if table.split is None else table.split[rows], valid)
     tables["file"] = Table(columns=(), values=np.array(names, object))
     return Source(
-        place=str(root),
+        place=str(root.absolute()),
         images=Files(folder=root, names=names, stamps=[stamps[name] for name in names]),
         numbers=np.arange(1, len(names) + 1),
         bytes=np.array([stamps[name][0] for name in names], np.int64),

@@ -105,7 +105,7 @@ def source(name: str, *, file: Path | None = None, count: int | None = None) -> 
         )
         made_from = {"file": manifest.describe(file).sha256}
     return Source(
-        place=f"{name}, drawn" if file is None else str(file),
+        place=f"{name}, drawn" if file is None else str(file.absolute()),
         images=images,
         numbers=rows + 1,
         bytes=np.full(len(rows), BYTES[name]),

@@ -15,6 +15,8 @@ MAX_PIXELS = 2**26  # of one image; a file that claims more is hostile or no ima
 MODES = {"1": 1, "L": 1, "LA": 1, "P": 3, "PA": 3, "RGB": 3, "RGBA": 3, "CMYK": 3, "YCbCr": 3}  # Pillow's, of 8 bits
 JPEG, PNG, NPY = b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
 STARTS = {JPEG: ".jpg", PNG: ".png", NPY: ".npy"}
+JPEG_COLOURS = {"Gray": 1, "YCbCr": 3, "RGB": 3}  # of CMYK the decoders make different colours: Pillow's are taken
+PNG_COLOURS = {0: 1, 2: 3, 3: 3, 4: 1, 6: 3}  # colour type -> channels, of which alpha is none
 PNG_LEVEL = 4  # of compression: level 6 saves a tenth of the bytes for twice the time
 # Pillow's errors for what is no image, is cut short, or claims absurd sizes
 _PILLOW = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -34,9 +36,9 @@ def dimensions(data: bytes) -> tuple[int, int, int]:
     if data.startswith(NPY):
         height, width, channels = _npy(data).shape
         return height, width, channels
-    if data.startswith(JPEG) and _has_end(data) and (header := _jpeg_header(data)):
-        return header
-    return _pillow(data, _size)
+    read = _jpeg_header if data.startswith(JPEG) else _png_header if data.startswith(PNG) else None
+    header = read(data) if read and _has_end(data) else None
+    return header or _pillow(data, _size)
 
 
 def decode(data: bytes, channels: int) -> np.ndarray:
@@ -121,12 +123,22 @@ def _npy(data: bytes) -> np.ndarray:
 
 
 def _jpeg_header(data: bytes) -> tuple[int, int, int] | None:
-    """As `dimensions`, ten times as fast as Pillow; None where that one should say what is wrong."""
+    """As `dimensions`, at ten times the speed of Pillow, which should say what is wrong where this is None."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    return (height, width, 1 if colours == "Gray" else 3) if height * width <= MAX_PIXELS else None
+    known = colours in JPEG_COLOURS and height * width <= MAX_PIXELS
+    return (height, width, JPEG_COLOURS[colours]) if known else None
+
+
+def _png_header(data: bytes) -> tuple[int, int, int] | None:
+    """The same for PNG."""
+    if len(data) < 33 or zlib.crc32(data[12:29]) != int.from_bytes(data[29:33]):
+        return None
+    width, height, depth, colours = struct.unpack(">IIBB", data[16:26])
+    known = colours in PNG_COLOURS and depth <= 8 and 0 < height * width <= MAX_PIXELS
+    return (height, width, PNG_COLOURS[colours]) if known else None
 
 
 def _pillow(data: bytes, read: Callable[[Image.Image], Any]) -> Any:

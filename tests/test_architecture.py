@@ -10,6 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path.relative_to(ROOT) for package in ("shards", "vaedist") for path in (ROOT / package).rglob("*.py"))
 OWNERS = {  # only these files know the package
     "accelerate": ("vaedist/backend.py",),
+    "h5py": ("shards/official.py",),
+    "simplejpeg": ("shards/image.py",),
     "torch.distributed": ("vaedist/backend.py", "vaedist/world.py"),
     "wandb": ("vaedist/tracker.py",),
     "webdataset": ("shards/", "vaedist/data/"),
