@@ -1,6 +1,7 @@
 """The command line of the data format: python -m shards pack | verify | inspect."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -69,4 +70,5 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of one image, threads of a library only wait for each other
     sys.exit(main())
