@@ -19,9 +19,9 @@ from PIL import Image, features
 from torch import Tensor
 
 from shards.files import sync_directory
+from shards.lock import exclusive
 from shards.manifest import Manifest, ShardError, check_size
 from shards.parallel import cores, shown
-from vaedist.data.lock import exclusive
 from vaedist.data.order import Ids
 
 Kind = Literal["auto", "host", "tar"]
