@@ -29,7 +29,12 @@ def server():
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch):
     monkeypatch.setattr(fetch, "BACKOFF", 0.001)
-    monkeypatch.setattr(sources, "STALL", 0.3)
+    monkeypatch.setattr(sources, "STALL", 20)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(sources, "STALL", 0.4)
 
 
 def get(url: str, path: Path, **kwargs) -> bytes:
@@ -84,7 +89,7 @@ def test_a_command_that_comes_from_a_file_is_refused():
 
 
 @pytest.mark.parametrize("fault", ["503", "429", "silent", "stall", "short", "html", "wrong", "drip", "endless"])
-def test_what_may_heal_is_tried_again(server, tmp_path, monkeypatch, fault):
+def test_what_may_heal_is_tried_again(server, tmp_path, monkeypatch, impatient, fault):
     monkeypatch.setattr(fetch, "WINDOW", 0.1)
     assert get(faulty(server, fault, fault), tmp_path / "a.tar") == DATA
     assert server.gets["/set/a.tar"] == 3
@@ -93,8 +98,8 @@ def test_what_may_heal_is_tried_again(server, tmp_path, monkeypatch, fault):
 
 SAID = {
     "503": "status 503 Service Unavailable",
-    "silent": "no byte for 0.3 seconds",
-    "stall": "no byte for 0.3 seconds",
+    "silent": "no byte for 0.4 seconds",
+    "stall": "no byte for 0.4 seconds",
     "short": "the connection ended 50,000 bytes too early",
     "html": "a page of HTML came instead of the file",
     "wrong": rf"other bytes came, 100,000 of 100,000: sha256 \w{{16}}\.\.\. where {SHA256[:16]}\.\.\. was expected",
@@ -104,7 +109,7 @@ SAID = {
 
 
 @pytest.mark.parametrize("fault", SAID)
-def test_what_does_not_heal_is_one_line(server, tmp_path, monkeypatch, fault):
+def test_what_does_not_heal_is_one_line(server, tmp_path, monkeypatch, impatient, fault):
     monkeypatch.setattr(fetch, "WINDOW", 0.1)
     monkeypatch.setattr(fetch, "TRIES", 3)
     url = faulty(server, *[fault] * 10)
@@ -202,18 +207,18 @@ def test_a_command_that_fails_is_one_line(tmp_path):
     assert Path(f"{source}.tries").read_text() == "x\n" * 6
 
 
-def test_a_command_that_falls_silent_is_killed_with_all_its_processes(tmp_path, monkeypatch):
+def test_a_command_that_falls_silent_is_killed_with_all_its_processes(tmp_path, monkeypatch, impatient):
     monkeypatch.setattr(fetch, "TRIES", 1)
     out = tmp_path / "out"
     out.mkdir()
     script = f"echo $$ > {tmp_path}/pid; head -c 1000 /dev/zero; sleep 1000 | cat"
-    assert "no byte for 0.3 seconds" in complaint(f"pipe:{script}", out / "a")
+    assert "no byte for 0.4 seconds" in complaint(f"pipe:{script}", out / "a")
     group = int((tmp_path / "pid").read_text())
     deadline = time.monotonic() + 5  # orphans are reaped by init, in its own time
     while time.monotonic() < deadline and _alive(group):
         time.sleep(0.01)
     assert not _alive(group)
-    assert "did not end 0.3 seconds after" in complaint("pipe:exec >&-; sleep 1000", out / "a")
+    assert "did not end 0.4 seconds after" in complaint("pipe:exec >&-; sleep 1000", out / "a")
     assert "more than 100,000 bytes came" in complaint("pipe:cat /dev/zero", out / "a")
 
 
