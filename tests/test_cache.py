@@ -207,6 +207,17 @@ def test_a_file_that_another_process_uses_makes_no_room(server, tmp_path):
         assert many.held() == ["a-2.tar", "a-3.tar"]
 
 
+def test_a_file_that_somebody_is_about_to_use_makes_no_room(server, tmp_path):
+    many = Set(server, tmp_path, 2)
+    with closing(many.cache(1)) as cache:
+        path = many.get(cache, many.files[0])
+        cache.release(many.files[0])
+        with lock.exclusive(many.folder / f".{path.name}.lock", print), pytest.raises(ShardError, match="are in use"):
+            many.get(cache, many.files[1])
+        assert many.held() == ["a-0.tar"]
+        many.get(cache, many.files[1])
+
+
 def test_a_file_larger_than_the_limit_pushes_nothing_out(server, tmp_path):
     many = Set(server, tmp_path, 2)
     with closing(many.cache(1)) as cache:
