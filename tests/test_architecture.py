@@ -56,6 +56,10 @@ def test_the_format_of_the_shards_does_not_know_the_training():
     assert [str(path) for path in FILES if path.parts[0] == "shards" and knows(path, "vaedist")] == []
 
 
+def test_the_format_of_the_shards_does_not_wait_for_torch_to_be_imported():
+    assert [str(path) for path in FILES if path.parts[0] == "shards" and knows(path, "torch")] == []
+
+
 def test_mathematics_never_asks_for_the_rank():
     for path in FILES:
         if str(path).startswith((*COMPONENTS[:2], "vaedist/gaussian", "vaedist/likelihood", "vaedist/layers")):

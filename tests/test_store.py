@@ -15,8 +15,9 @@ from PIL import Image
 from tiny_set import HEIGHT, WIDTH, pack_tiny, photograph, spoil
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
+from shards import lock
 from shards.manifest import Manifest, ShardError, read
-from vaedist.data import Config, lock
+from vaedist.data import Config
 from vaedist.data.store import PIXELS, SIDECAR, HostStore, Store, TarStore, open_store
 
 
@@ -228,7 +229,7 @@ def test_whoever_waits_for_another_process_says_so_once(tmp_path, monkeypatch):
             fcntl.flock(other, fcntl.LOCK_UN)
 
         with lock.exclusive(tmp_path / "lock", announce):
-            assert said == [f"waiting for another process of this node, which holds {tmp_path / 'lock'}"]
+            assert said == [f"waiting for another process or thread of this node, which holds {tmp_path / 'lock'}"]
 
 
 def test_a_killed_build_leaves_nothing_that_could_be_taken_for_whole(packed, tmp_path):

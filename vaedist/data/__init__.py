@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from shards.lock import exclusive
 from shards.manifest import NAME, Manifest, ShardError, read
 from vaedist.config import bounded
-from vaedist.data.lock import exclusive
 from vaedist.data.store import Kind, Store, open_store
 
 

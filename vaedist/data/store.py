@@ -18,9 +18,9 @@ from torch import Tensor
 
 from shards import image
 from shards.files import sync_directory
+from shards.lock import exclusive
 from shards.manifest import Manifest, ShardError, check_size
 from shards.parallel import cores, shown
-from vaedist.data.lock import exclusive
 from vaedist.data.order import Ids
 
 Kind = Literal["auto", "host", "tar"]
