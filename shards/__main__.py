@@ -1,12 +1,19 @@
-"""The command line of the data format: python -m shards pack | verify | inspect."""
+"""The command line of the data format: python -m shards pack | index | verify | inspect."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from shards import inspect, manifest, pack, verify
+from shards import index, inspect, manifest, pack, verify
 from shards.manifest import ShardError
 from shards.plan import Options
+
+INDEX = """
+Scans tars once and writes a manifest, an index and the labels into DST, so that `vaedist` trains on DST. Tars that lie
+in DST itself are kept by name; of others the absolute path or the URL is kept, and they must stay where they are. Labels
+come from .cls members (numbers below 1000) or from .json members in the form of this program. Without --valid, one
+sample of twenty is for validation.
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,6 +50,14 @@ def _parser() -> argparse.ArgumentParser:
     faces.add_argument("--count", type=_positive, required=True, metavar="N", help="number of faces")
     faces.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other faces (0)")
 
+    foreign = commands.add_parser("index", help="make the WebDataset tars of somebody else a set", description=INDEX)
+    foreign.add_argument("tars", nargs="+", metavar="TAR_OR_URL", help="for training; braces as in {000..012} expand")
+    foreign.add_argument("--to", dest="dst", type=Path, required=True, metavar="DST", help="directory of the set")
+    foreign.add_argument("--valid", nargs="+", default=[], metavar="TAR_OR_URL", help="for validation")
+    foreign.add_argument("--image", metavar="EXT", help="which member is the image, where samples have several")
+    foreign.add_argument("--workers", type=_positive, metavar="N", help="processes (as many as are worth their start)")
+    foreign.set_defaults(command=_index)
+
     check = commands.add_parser("verify", help="check a set; the exit status is 1 if it has faults")
     check.add_argument("dst", type=Path, metavar="DST")
     check.add_argument("--deep", action="store_true", help="also decode every sample and compare it with the arrays")
@@ -69,6 +84,11 @@ def _pack_faces(options: argparse.Namespace) -> int:
         options=Options(shard_mb=options.shard_mb),
         workers=options.workers,
     )
+    return 0
+
+
+def _index(options: argparse.Namespace) -> int:
+    index.index(options.tars, options.dst, valid=options.valid, image=options.image, workers=options.workers)
     return 0
 
 
