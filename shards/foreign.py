@@ -9,8 +9,9 @@ import numpy as np
 
 from shards import image, told
 from shards.manifest import INDEX
+from shards.members import Member, members
 from shards.source import Table
-from shards.tape import Member, Tape, members
+from shards.tape import Tape
 
 NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # key and suffix, as webdataset.tariterators.base_plus_ext
 HIDDEN = re.compile(r"__[^/]*__($|/)")  # as webdataset's skip_meta
@@ -27,7 +28,8 @@ class Picture:
     crc32: int
     size: tuple[int, int, int] | None  # height, width, channels
     fault: str  # why it has no size
-    suffix: str  # by its bytes
+    suffix: str  # in the tar, without its first dot
+    kind: str  # the suffix of files with such bytes
 
 
 @dataclass(kw_only=True)
@@ -58,17 +60,17 @@ class Scan:
 def scan(tape: Tape, wanted: str | None) -> Scan:
     """Reads a whole tar. wanted: the suffix of the image in samples that have several.
 
-    ShardError, naming tar, byte and key, for what `tape.members` refuses and for samples that nothing can be done with.
+    ShardError, naming tar, byte and key, for what `members.members` refuses and for samples that nothing can be done with.
     """
     keys, rows, sizes, suffixes, classes, rows_told = [], [], set(), set(), [], []
     for sample in samples(tape, wanted):
-        picture = _chosen(tape, sample, wanted)
+        picture = chosen(tape, sample, wanted)
         if picture.size is None:
             tape.fail(picture.member.at, f"{picture.member.name!r} is {picture.fault}")
         keys.append(sample.key.encode("utf-8", "surrogateescape"))
         rows.append((0, picture.member.offset, picture.member.size, picture.crc32, 0))
         sizes.add(picture.size)
-        suffixes.add(picture.suffix)
+        suffixes.add(picture.kind)
         text = sample.texts.get("cls", b"").strip()
         classes.append(int(text) if text.isdigit() and len(text) < 10 else -1)
         rows_told.append(told.parse(sample.texts.get("json", b"")))
@@ -108,7 +110,7 @@ def samples(tape: Tape, wanted: str | None) -> Iterator[Sample]:
         if suffix in TEXTS and member.size <= LARGEST_TEXT:
             sample.texts[suffix] = tape.read(member.size)
         elif suffix == wanted or (wanted is None and _is_image(suffix)):
-            sample.pictures[suffix] = _picture(tape, member)
+            sample.pictures[suffix] = _picture(tape, member, suffix)
     if sample is not None:
         yield sample
 
@@ -117,19 +119,20 @@ def _is_image(suffix: str) -> bool:
     return "." + suffix.rpartition(".")[2] in image.SUFFIXES
 
 
-def _picture(tape: Tape, member: Member) -> Picture:
+def _picture(tape: Tape, member: Member, suffix: str) -> Picture:
     if member.size > LARGEST:
         why = f"an image of {member.size:,} bytes; more than {LARGEST:,} are refused"
-        return Picture(member=member, crc32=0, size=None, fault=why, suffix="")
+        return Picture(member=member, crc32=0, size=None, fault=why, suffix=suffix, kind="")
     data = tape.read(member.size)
     try:
         size, fault = image.dimensions(data), ""
     except ValueError as error:
         size, fault = None, str(error)
-    return Picture(member=member, crc32=zlib.crc32(data), size=size, fault=fault, suffix=image.suffix(data))
+    crc32, kind = zlib.crc32(data), image.suffix(data)
+    return Picture(member=member, crc32=crc32, size=size, fault=fault, suffix=suffix, kind=kind)
 
 
-def _chosen(tape: Tape, sample: Sample, wanted: str | None) -> Picture:
+def chosen(tape: Tape, sample: Sample, wanted: str | None) -> Picture:
     """The image of a sample: what is `wanted`, else the only suffix that is an image's, as a whole or else at its end.
 
     So of `seg.png` and `jpg` it is `jpg`.
