@@ -60,7 +60,7 @@ class Scan:
 def scan(tape: Tape, wanted: str | None) -> Scan:
     """Reads a whole tar. wanted: the suffix of the image in samples that have several.
 
-    ShardError, naming tar, byte and key, for what `members.members` refuses and for samples that nothing can be done with.
+    ShardError, naming tar, byte and key, for what `members.members` refuses and for samples without one good image.
     """
     keys, rows, sizes, suffixes, classes, rows_told = [], [], set(), set(), [], []
     for sample in samples(tape, wanted):

@@ -67,7 +67,7 @@ def _header(tape: Tape, at: int, last: str) -> tuple[bytes, str, int] | None:
             tape.fail(tape.position, f"truncated: the tar ends {why} {last}")
         kind = block[156:157]
         if not _sound(block):
-            tape.fail(tape.position - BLOCK, f"{_no_header(block, at)} {last}")
+            tape.fail(tape.position - BLOCK, _no_header(block) if at == 0 else f"a damaged tar header {last}")
         name = told.get(b"path") or _name(block)
         size = _size(tape, block, at, name)
         if kind == b"\0" and name.endswith(b"/"):
@@ -123,14 +123,12 @@ def _sound(block: bytes) -> bool:
     return told == total or told == total - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
 
 
-def _no_header(block: bytes, at: int) -> str:
-    if at == 0:
-        for magic, command in PACKED.items():
-            if block.startswith(magic):
-                return f"compressed, so that no image can be read by itself; unpack it (`{command}`), not"
-        if block.lstrip().startswith(b"<"):
-            return "a web page, not a tar,"
-    return "no tar header, or a damaged one,"
+def _no_header(block: bytes) -> str:
+    """What a file that does not begin with a tar header is instead."""
+    for magic, command in PACKED.items():
+        if block.startswith(magic):
+            return f"compressed, so that no image could be read without all before it; unpack it: {command}"
+    return "a web page, not a tar" if block.lstrip().startswith(b"<") else "not a tar, or its first header is damaged"
 
 
 def _size(tape: Tape, block: bytes, at: int, name: bytes) -> int:
