@@ -23,19 +23,35 @@ def describe(
 ) -> tuple[Manifest, str]:
     """Writes arrays and manifest into `dst`; also a line that says where labels and validation come from."""
     rows, remark = _rows(places, scans)
-    numbers, tables, about = _tables(scans)
+    _, tables, about = _tables(scans)
+    content = arrays(places, scans)
     dst.mkdir(parents=True, exist_ok=True)
-    splits = {}
-    for split, own in rows.items():
-        shards, index = _shards(places, names, scans, own)
-        index["image"] = np.arange(len(own)) if numbers is None else numbers[own]
-        arrays = {"index": index, "keys": np.concatenate([scan.keys for scan in scans])[own]}
-        arrays |= {ARRAYS[entry]: table.values[own] for entry, table in tables.items()}
-        files = {key: _save(dst / f"{split}.{key}.npy", array) for key, array in arrays.items()}
-        splits[split] = Split(count=len(own), shards=shards, arrays=files)
+    splits = {
+        split: Split(
+            count=len(own),
+            shards=_shards(places, names, scans, own),
+            arrays={key: _save(dst / f"{split}.{key}.npy", array) for key, array in content[split].items()},
+        )
+        for split, own in rows.items()
+    }
     listing = "".join(f"{name} {scan.sha256}\n" for name, scan in zip(names, scans, strict=True))
     source = {"tars": hashlib.sha256(listing.encode()).hexdigest()} | ({} if wanted is None else {IMAGE: wanted})
     return manifest.write(_manifest(dst, scans, tables, splits, source)), f"{about}; {remark}"
+
+
+def arrays(places: Sequence[Place], scans: Sequence[Scan]) -> dict[str, dict[str, np.ndarray]]:
+    """The arrays of every split, see Split.arrays."""
+    tar = np.repeat(np.arange(len(scans)), [len(scan.index) for scan in scans])
+    numbers, tables, _ = _tables(scans)
+    index, keys = (np.concatenate([getattr(scan, name) for scan in scans]) for name in ("index", "keys"))
+    found = {}
+    for split, own in _rows(places, scans)[0].items():
+        part = index[own]
+        part["shard"] = np.unique(tar[own], return_inverse=True)[1]
+        part["image"] = np.arange(len(own)) if numbers is None else numbers[own]
+        labels = {ARRAYS[entry]: table.values[own] for entry, table in tables.items()}
+        found[split] = {"index": part, "keys": keys[own]} | labels
+    return found
 
 
 def _rows(places: Sequence[Place], scans: Sequence[Scan]) -> tuple[dict[str, np.ndarray], str]:
@@ -68,17 +84,14 @@ def _tables(scans: Sequence[Scan]) -> tuple[np.ndarray | None, dict[str, Table],
 
 def _shards(
     places: Sequence[Place], names: Sequence[str], scans: Sequence[Scan], rows: np.ndarray
-) -> tuple[tuple[Shard, ...], np.ndarray]:
-    """The tars that hold these samples, with how many of them, and the index [rows] into those tars."""
+) -> tuple[Shard, ...]:
+    """The tars that hold these samples, with how many of them."""
     tar = np.repeat(np.arange(len(scans)), [len(scan.index) for scan in scans])[rows]
-    used, shard, counts = np.unique(tar, return_inverse=True, return_counts=True)
-    index = np.concatenate([scan.index for scan in scans])[rows]
-    index["shard"] = shard
-    shards = tuple(
+    used, counts = np.unique(tar, return_counts=True)
+    return tuple(
         Shard(name=names[i], bytes=scans[i].bytes, sha256=scans[i].sha256, count=count, url=places[i].url)
         for i, count in zip(used.tolist(), counts.tolist(), strict=True)
     )
-    return shards, index
 
 
 def _manifest(
