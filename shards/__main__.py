@@ -12,7 +12,7 @@ INDEX = """
 Scans tars once and writes a manifest, an index and the labels into DST, so that `vaedist` trains on DST. Tars that lie
 in DST itself are kept by name; of others the absolute path or the URL, and they must stay where they are. Labels
 come from .cls members (numbers below 1000) or from .json members in the form of this program. Without --valid, one
-sample of twenty is for validation.
+of twenty samples is for validation.
 """
 
 

@@ -11,9 +11,10 @@ from shards.files import replacing
 from shards.foreign import Scan
 from shards.manifest import ARRAYS, Factor, File, Manifest, Shard, ShardError, Split
 from shards.places import Place
+from shards.plan import order
 from shards.source import Table
 
-HELD_OUT = 20  # where no tars are for validation, every sample of so many is
+HELD_OUT = 0.05  # of the samples, where no tars are for validation
 CLASSES = 1000  # that become labels, at most
 IMAGE = "image member"  # in Manifest.source: the suffix of the images where it had to be chosen
 
@@ -61,9 +62,9 @@ def _rows(places: Sequence[Place], scans: Sequence[Scan]) -> tuple[dict[str, np.
     if "valid" not in split:
         if count < 2:
             raise ShardError(f"{places[0].location}: one sample only, where training and validation need one each")
-        stride = min(HELD_OUT, count)
-        split[stride - 1 :: stride] = "valid"
-        remark = f"no --valid: one of {stride} samples is for validation"
+        held = max(1, round(count * HELD_OUT))
+        split[order(np.arange(count), 0)[:held]] = "valid"  # by a hash: tars may have every class at equal distances
+        remark = f"no --valid: {held:,} of {count:,} samples are for validation"
     return {name: np.flatnonzero(split == name) for name in ("train", "valid") if name in split}, remark
 
 
