@@ -9,6 +9,7 @@ from PIL import Image
 from shards import image
 from shards.files import replacing
 from shards.manifest import ARRAYS, Factor, Manifest, ShardError
+from shards.sources import shown
 from shards.tars import Tar, local, tars
 
 COLUMNS = 12
@@ -48,7 +49,7 @@ def _elsewhere(found: Manifest) -> Iterator[str]:
     urls = list(dict.fromkeys(tar.shard.url for tar in tars(found) if tar.shard.url is not None))
     if urls:
         yield ""
-        yield f"{len(urls):,} shards lie elsewhere: {urls[0]}{' ...' if len(urls) > 1 else ''}"
+        yield f"{len(urls):,} shards lie elsewhere: {shown(urls[0])}{' ...' if len(urls) > 1 else ''}"
 
 
 def _attributes(found: Manifest) -> Iterator[str]:
