@@ -11,7 +11,7 @@ import numpy as np
 
 from shards import image, index
 from shards.described import IMAGE
-from shards.foreign import Scan
+from shards.foreign import LARGEST_TEXT, Scan
 from shards.manifest import ARRAYS, ShardError
 from shards.plan import BLOCK
 from shards.tars import Samples, local
@@ -30,6 +30,9 @@ def _faults(job: Samples, path: Path) -> Iterator[str]:
     with path.open("rb") as stream:
         for i, row in enumerate(job.index):
             where = f"sample {job.keys[i]} (byte {row['offset']})"
+            if not BLOCK <= int(row["offset"]) <= job.tar.shard.bytes - int(row["length"]):
+                yield f"{where}: its image does not lie in the tar"
+                continue
             yield from (f"{where}: {fault}" for fault in _image_faults(job, stream, i))
             if not job.foreign:
                 yield from (f"{where}: {fault}" for fault in _own_faults(job, stream, i))
@@ -68,21 +71,23 @@ def _own_faults(job: Samples, stream: IO[bytes], i: int) -> Iterator[str]:
         other, size = _member(stream, after, (".json",), number, None)
         if key is not None and other != key:
             yield f"its json is named {other}, its image {key}"
+        if size > LARGEST_TEXT:
+            raise ValueError(f"it has {size:,} bytes")
         yield from _json_faults(job, json.loads(stream.read(size)), i)
-    except ValueError as error:  # a header, or text that is not utf-8 or not json
+    except (ValueError, RecursionError) as error:  # a header, or text that is not utf-8 or not json
         yield f"its json cannot be read ({error})"
 
 
 def _member(stream: IO[bytes], at: int, suffixes: tuple[str, ...], number: int, length: int | None) -> tuple[str, int]:
     """Key and size of the tar member whose header is at byte `at`; ValueError unless it is the one expected there."""
     what = "json" if suffixes == (".json",) else "image"
-    if at < 0:
-        raise ValueError(f"its {what} begins before the tar")
     stream.seek(at)
     try:
         header = tarfile.TarInfo.frombuf(stream.read(BLOCK), "utf-8", "strict")
     except tarfile.HeaderError as error:
         raise ValueError(f"the tar header of its {what} is damaged ({error})") from None
+    if header.size < 0:
+        raise ValueError(f"the tar header of its {what} claims {header.size} bytes")
     key, dot, suffix = header.name.partition(".")
     if dot + suffix not in suffixes or not key.isdecimal() or int(key) != number:
         raise ValueError(f"the tar has {header.name!r} where its {what} should be")

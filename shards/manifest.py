@@ -135,8 +135,8 @@ class Manifest:
             array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         except ValueError as error:
             raise ShardError(f"{path}: not a numpy array file ({error}); {REMEDY}") from None
-        if len(array) != self.splits[split].count:
-            raise ShardError(f"{path}: {len(array)} rows for {self.splits[split].count} samples; {REMEDY}")
+        if array.shape[:1] != (self.splits[split].count,):
+            raise ShardError(f"{path}: shape {list(array.shape)} for {self.splits[split].count} samples; {REMEDY}")
         return array
 
 

@@ -45,7 +45,7 @@ def _faults(job: Samples, path: Path, stream: IO[bytes]) -> Iterator[str]:
             yield f"webdataset reads {read['__key__']} where the index has {key}"
         else:
             picture = chosen(tape, own, wanted)
-            stream.seek(int(row["offset"]))
+            stream.seek(min(int(row["offset"]), job.tar.shard.bytes))
             data = stream.read(int(row["length"]))
             yield from (f"sample {key}: {fault}" for fault in _differences(own, read, picture.suffix, data))
             if not job.foreign and ("json" not in read or json.loads(read["json"])["image_id"] != row["image"]):

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,7 +26,7 @@ class Tar:
 class Samples:
     """What the arrays of a set say about all samples of a tar, in the order of the tar."""
 
-    manifest: Manifest
+    manifest: Manifest  # without the splits: this goes to another process
     tar: Tar
     index: np.ndarray  # [count] of INDEX
     keys: list[str]
@@ -67,7 +67,7 @@ def samples(found: Manifest, tar: Tar, damaged: Collection[str]) -> Samples:
     keys, index = gather("keys"), index[order]
     texts = [f"{number:06d}" for number in index["image"]] if keys is None else [_text(key) for key in keys.tolist()]
     foreign = "keys" in found.splits[names[0]].arrays
-    return Samples(manifest=found, tar=tar, index=index, keys=texts, arrays=arrays, foreign=foreign)
+    return Samples(manifest=replace(found, splits={}), tar=tar, index=index, keys=texts, arrays=arrays, foreign=foreign)
 
 
 def _text(key: bytes) -> str:

@@ -96,8 +96,10 @@ def _index_faults(found: Manifest, name: str, file: str) -> Iterator[str]:
     if index.dtype != INDEX:
         yield f"{file}: dtype {index.dtype} where the format has {INDEX}"
         return
-    counts = np.bincount(index["shard"], minlength=len(split.shards)).tolist()
-    if counts != [shard.count for shard in split.shards]:
+    # what is out of range counts as one more shard, and does not make room for billions of them
+    shard = np.minimum(index["shard"], len(split.shards)).astype(np.int64)
+    *counts, strange = np.bincount(shard, minlength=len(split.shards) + 1).tolist()
+    if strange or counts != [shard.count for shard in split.shards]:
         yield f"{file}: {counts} samples in the shards where the manifest says {[s.count for s in split.shards]}"
     if not np.array_equal(index["shard"], np.sort(index["shard"])):
         yield f"{file}: its shards are out of order"
@@ -133,7 +135,11 @@ def _each_tar(
     worth: int,
 ) -> list[str]:
     """What `check` finds in the tars that are here and whose index is sound. worth: samples for which a process is."""
-    lost = {name for name, split in found.splits.items() if split.arrays["index"].name in damaged}
+    lost = {
+        name
+        for name, split in found.splits.items()
+        if split.arrays["index"].name in damaged or found.array(name, "index").dtype != INDEX
+    }
     jobs = [
         samples(found, tar, damaged)
         for tar in tars(found)

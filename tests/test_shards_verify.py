@@ -232,6 +232,30 @@ def test_deep_compares_the_index_with_the_tars(found):
     assert all(fault.startswith("valid-00000.tar: sample 000022") for fault in faults)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("offset", 2**64 - 1, "sample 000021 (byte 18446744073709551615): its image does not lie in the tar"),
+        ("offset", 0, "sample 000021 (byte 0): its image does not lie in the tar"),
+        ("length", 2**32 - 1, "its image does not lie in the tar"),
+        ("shard", 2**32 - 1, "valid.index.npy: [1] samples in the shards where the manifest says [2]"),
+    ],
+)
+def test_an_absurd_index_is_a_fault_like_others(found, field, value, words):
+    index = found.array("valid", "index").copy()
+    index[field][0] = value
+    republish(found, "valid", "index", index)
+    assert any(words in fault for fault in verify(found.directory, deep=True, quiet=True))
+
+
+def test_an_index_or_array_of_another_form_is_a_fault_like_others(found):
+    republish(found, "valid", "index", np.zeros(2))
+    assert any("dtype float64 where" in fault for fault in verify(found.directory, deep=True, quiet=True))
+    republish(found, "valid", "index", np.array(2))
+    with pytest.raises(ShardError, match=r"valid.index.npy: shape \[\] for 2 samples"):
+        verify(found.directory, deep=True, quiet=True)
+
+
 def test_deep_compares_every_size_with_the_manifest(found):
     manifest.write(replace(found, width=17))
     faults = verify(found.directory, deep=True, quiet=True)
