@@ -5,12 +5,13 @@ import sys
 import zlib
 
 import foreign_tars as ft
+import http_server
 import numpy as np
 import pytest
 from foreign_tars import END, header, member, pax, picture, write, write_samples
 from tiny_set import pack_tiny
 
-from shards import manifest
+from shards import fetch, manifest
 from shards.__main__ import main
 from shards.index import index
 from shards.manifest import ShardError
@@ -275,3 +276,24 @@ def test_labels_that_are_not_for_every_sample_are_left_out_aloud(tmp_path, capsy
         assert words in capsys.readouterr().out
         assert manifest.read(tmp_path / name).attributes == ()
         assert verify(tmp_path / name, deep=True, quiet=True) == []
+
+
+def test_tars_behind_urls_are_read_once_more_when_the_line_breaks(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "BACKOFF", 0.01)
+    with http_server.serving() as web:
+        for name, numbers in (("a", range(4)), ("b", range(4, 6))):
+            web.files[f"/{name}/0.tar"] = write_samples(tmp_path / f"{name}.tar", numbers).read_bytes()
+        web.faults["/a/0.tar"].extend(["503", "short"])
+        found = index([f"{web.url}/{{a,b}}/0.tar"], tmp_path / "set", quiet=True)
+        assert [shard.url for shard in found.splits["train"].shards] == [f"{web.url}/{name}/0.tar" for name in "ab"]
+        assert [shard.name for shard in found.splits["train"].shards] == ["00000-0.tar", "00001-0.tar"]
+        assert web.gets["/a/0.tar"] == 3
+        assert verify(tmp_path / "set", deep=True, stock=True, quiet=True) == []
+
+        web.files["/a/0.tar"] = web.files["/a/0.tar"].replace(b"0000.cls", b"0000.txt")
+        monkeypatch.setattr(fetch, "TRIES", 2)
+        [fault] = verify(tmp_path / "set", quiet=True)
+        assert fault.startswith(f"00000-0.tar: {web.url}/a/0.tar: other bytes came")
+        web.faults["/b/0.tar"].extend(["404", "404"])
+        with pytest.raises(ShardError, match=r"b/0.tar: status 404 .*; gave up after 1 tries; check the address"):
+            index([f"{web.url}/b/0.tar"], tmp_path / "other", quiet=True)
