@@ -9,16 +9,15 @@ from typing import IO
 
 import numpy as np
 
-from shards import image, index
-from shards.described import IMAGE
-from shards.foreign import LARGEST_TEXT, Scan
+from shards import image
+from shards.foreign import LARGEST_TEXT
 from shards.manifest import ARRAYS, ShardError
 from shards.plan import BLOCK
 from shards.tars import Samples, local
 
 
 def sample_faults(job: Samples) -> list[str]:
-    """Every fault of the samples of a tar, one line each."""
+    """Every fault of some samples of a tar, one line each."""
     try:
         with local(job.tar) as path:
             return [f"{job.tar.shard.name}: {fault}" for fault in _faults(job, path)]
@@ -36,8 +35,6 @@ def _faults(job: Samples, path: Path) -> Iterator[str]:
             yield from (f"{where}: {fault}" for fault in _image_faults(job, stream, i))
             if not job.foreign:
                 yield from (f"{where}: {fault}" for fault in _own_faults(job, stream, i))
-    if job.foreign:
-        yield from _foreign_faults(job, path)
 
 
 def _image_faults(job: Samples, stream: IO[bytes], i: int) -> Iterator[str]:
@@ -117,42 +114,3 @@ def _same(value: object, row: np.ndarray) -> bool:
         return np.array_equal(np.array(value, row.dtype), row)
     except (ValueError, TypeError, OverflowError):  # no numbers, or none of this kind
         return False
-
-
-def _foreign_faults(job: Samples, path: Path) -> Iterator[str]:
-    """How a tar that somebody else has made is not as it was when it was indexed."""
-    source = job.manifest.source
-    try:
-        scan = index.scan(str(path), source.get(IMAGE))
-    except ShardError as error:
-        yield str(error)
-        return
-    if len(scan.index) != len(job.index):
-        yield f"{len(scan.index):,} samples where the index has {len(job.index):,}"
-        return
-    good = np.ones(len(scan.index), bool)
-    for field in ("offset", "length", "crc32"):
-        good &= scan.index[field] == job.index[field]
-    good &= np.array([key.decode("utf-8", "surrogateescape") for key in scan.keys.tolist()]) == np.array(job.keys)
-    yield from (f"sample {job.keys[i]}: the tar has another here, or elsewhere" for i in np.flatnonzero(~good))
-    tables = _tables(job, scan)
-    for entry, array in job.arrays.items():
-        same = (tables[entry] == array).reshape(len(array), -1).all(axis=1) if entry in tables else np.zeros(len(array))
-        yield from (
-            f"sample {job.keys[i]}: the tar and {ARRAYS[entry]}.npy disagree about {entry}"
-            for i in np.flatnonzero(same == 0)
-        )
-
-
-def _tables(job: Samples, scan: Scan) -> dict[str, np.ndarray]:
-    """What the texts of the tar say, in the form of the arrays."""
-    if scan.told is not None:
-        return {entry: table.values for entry, table in scan.told[1].items() if _fits(table.values, job, entry)}
-    if (scan.classes < 0).any():
-        return {}
-    classes = np.arange(len(job.manifest.attributes))
-    return {"attributes": (scan.classes[:, None] == classes).astype(np.uint8)}
-
-
-def _fits(values: np.ndarray, job: Samples, entry: str) -> bool:
-    return entry in job.arrays and values.shape == job.arrays[entry].shape

@@ -33,6 +33,13 @@ class Samples:
     arrays: dict[str, np.ndarray]  # [count, ...] by the name of the entry in a sample's json
     foreign: bool  # somebody else has made the tar
 
+    def parts(self, most: int) -> Iterator["Samples"]:
+        """The same in parts of so many samples, at most."""
+        for start in range(0, len(self.keys), most):
+            rows = slice(start, start + most)
+            arrays = {entry: array[rows] for entry, array in self.arrays.items()}
+            yield replace(self, index=self.index[rows], keys=self.keys[rows], arrays=arrays)
+
 
 def tars(found: Manifest) -> list[Tar]:
     """All tars, each once."""

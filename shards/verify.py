@@ -11,8 +11,11 @@ from shards import manifest, parallel
 from shards.deep import sample_faults
 from shards.manifest import INDEX, File, Manifest, ShardError
 from shards.plan import MEGABYTE
+from shards.rescan import rescan_faults
 from shards.stock import stock_faults
 from shards.tars import Samples, Tar, local, samples, tars
+
+PART = 2_000  # samples of one job, so that progress moves
 
 
 def verify(
@@ -32,9 +35,13 @@ def verify(
     faults += [f"{name}: not in the manifest, yet a reader of *.tar would take it" for name in strays]
     if deep:
         faults += [fault for name in found.splits for fault in _array_faults(found, name, damaged)]
-        faults += _each_tar(sample_faults, found, damaged, workers, quiet, "decoded", 5_000)
+        jobs = _jobs(found, damaged)
+        # a tar behind a URL is fetched for every job
+        parts = [part for job in jobs for part in ([job] if job.tar.url is not None else job.parts(PART))]
+        faults += _each(sample_faults, parts, workers, quiet, "decoded", 5_000)
+        faults += _each(rescan_faults, [job for job in jobs if job.foreign], workers, quiet, "read again", 20_000)
     if stock and not damaged:
-        faults += _each_tar(stock_faults, found, damaged, workers, quiet, "read by webdataset", 50_000)
+        faults += _each(stock_faults, _jobs(found, damaged), workers, quiet, "read by webdataset", 50_000)
     return faults
 
 
@@ -125,26 +132,24 @@ def _row_faults(found: Manifest, name: str, file: str, good: np.ndarray | None, 
         yield from (f"{file}: sample {found.key(name, int(row))}: {fault}" for row in np.flatnonzero(~good))
 
 
-def _each_tar(
-    check: Callable[[Samples], list[str]],
-    found: Manifest,
-    damaged: Collection[str],
-    workers: int | None,
-    quiet: bool,
-    verb: str,
-    worth: int,
-) -> list[str]:
-    """What `check` finds in the tars that are here and whose index is sound. worth: samples for which a process is."""
+def _jobs(found: Manifest, damaged: Collection[str]) -> list[Samples]:
+    """The samples of the tars that are here, or behind a URL, and whose index is sound."""
     lost = {
         name
         for name, split in found.splits.items()
         if split.arrays["index"].name in damaged or found.array(name, "index").dtype != INDEX
     }
-    jobs = [
+    return [
         samples(found, tar, damaged)
         for tar in tars(found)
         if not lost.intersection(name for name, _ in tar.parts) and (tar.url is not None or tar.path.is_file())
     ]
+
+
+def _each(
+    check: Callable[[Samples], list[str]], jobs: list[Samples], workers: int | None, quiet: bool, verb: str, worth: int
+) -> list[str]:
+    """What `check` finds in all jobs. worth: samples for which a process is started."""
     counts = [len(job.index) for job in jobs]
     processes = min(parallel.cores() if workers is None else workers, sum(counts) // worth + 1)
     results = parallel.each(check, jobs, processes)

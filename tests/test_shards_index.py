@@ -8,6 +8,7 @@ import foreign_tars as ft
 import http_server
 import numpy as np
 import pytest
+from damage import republish
 from foreign_tars import END, header, member, pax, picture, write, write_samples
 from tiny_set import pack_tiny
 
@@ -297,3 +298,25 @@ def test_tars_behind_urls_are_read_once_more_when_the_line_breaks(tmp_path, monk
         web.faults["/b/0.tar"].extend(["404", "404"])
         with pytest.raises(ShardError, match=r"b/0.tar: status 404 .*; gave up after 1 tries; check the address"):
             index([f"{web.url}/b/0.tar"], tmp_path / "other", quiet=True)
+
+
+def test_deep_compares_what_the_tar_says_with_the_arrays(tmp_path):
+    valid = write_samples(tmp_path / "v.tar", range(9, 12))
+    found = index([str(write_samples(tmp_path / "a.tar", range(9)))], tmp_path, valid=[str(valid)], quiet=True)
+    for name, change, words in (
+        ("labels", lambda array: array[:, ::-1], "sample 0009: the tar and labels.npy disagree about attributes"),
+        ("keys", lambda array: array[[1, 0, 2]], "sample 0010: the tar has another here, or elsewhere"),
+        ("index", lambda array: array[[0, 1, 1]], "sample 0011: the tar has another here, or elsewhere"),
+    ):
+        array = found.array("valid", name).copy()
+        republish(found, "valid", name, change(array))
+        faults = verify(tmp_path, deep=True, quiet=True)
+        assert f"v.tar: {words}" in faults
+        assert all(fault.startswith("v.tar: sample 00") for fault in faults)
+        republish(found, "valid", name, array)
+    assert verify(tmp_path, deep=True, quiet=True) == []
+
+    write_samples(valid, range(9, 11))
+    assert any(
+        fault.startswith("v.tar: 2 samples where the index has 3") for fault in verify(tmp_path, deep=True, quiet=True)
+    )

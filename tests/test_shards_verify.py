@@ -1,15 +1,15 @@
-import hashlib
 import json
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from damage import flip, republish
 from tiny_celeba import add_options, photograph, write_source
 
 from shards import manifest, pack
 from shards.files import replacing
-from shards.manifest import File, ShardError
+from shards.manifest import ShardError
 from shards.plan import Options
 from shards.stock import stock_faults
 from shards.tars import samples, tars
@@ -28,12 +28,6 @@ def packed(tmp_path_factory):
 @pytest.fixture
 def found(packed, tmp_path):
     return manifest.read(shutil.copytree(packed, tmp_path / "set"))
-
-
-def flip(path, at):
-    data = bytearray(path.read_bytes())
-    data[at] ^= 1
-    path.write_bytes(data)
 
 
 def place(found, image):
@@ -191,16 +185,6 @@ def test_a_truncated_shard_names_every_sample_that_is_gone(found):
     index = found.array("train", "index")
     gone = index["image"][(index["shard"] == index["shard"][5]) & (index["image"] >= 6)]
     assert {fault.split()[2] for fault in faults[1:]} == {f"{image:06d}" for image in gone}
-
-
-def republish(found, split, name, array):
-    """Write another array and a manifest that agrees with it: only looking at the samples can show the fault."""
-    path = found.directory / found.splits[split].arrays[name].name
-    np.save(path, array)
-    data = path.read_bytes()
-    file = File(name=path.name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    changed = replace(found.splits[split], arrays=found.splits[split].arrays | {name: file})
-    manifest.write(replace(found, splits=found.splits | {split: changed}))
 
 
 def test_deep_finds_what_consistent_checksums_hide(found):
