@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from shards import index, inspect, manifest, pack, verify
+from shards import index, inspect, manifest, pack, repair, verify
 from shards.manifest import ShardError
 from shards.plan import Options
 
@@ -13,6 +13,13 @@ Scans tars once and writes a manifest, an index and the labels into DST, so that
 in DST itself are kept by name; of others the absolute path or the URL, and they must stay where they are. Labels
 come from .cls members (numbers below 1000) or from .json members in the form of this program. Without --valid, one
 of twenty samples is for validation.
+"""
+
+VERIFY = """
+Checks size and sha256 of every file. With --repair, damaged and missing files are made again first, and must become
+what the manifest describes, byte for byte, or else stay as they are: tars from the folder or zip that was packed
+(--from SRC), from a copy of the set (--from URL, or its folder), or without --from where they are drawn or have a URL
+of their own; arrays from the tars. A damaged manifest.json can only come from a copy.
 """
 
 
@@ -58,10 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     foreign.add_argument("--workers", type=_positive, metavar="N", help="processes (as many as are worth their start)")
     foreign.set_defaults(command=_index)
 
-    check = commands.add_parser("verify", help="check a set; the exit status is 1 if it has faults")
+    check = commands.add_parser("verify", help="check a set; the exit status is 1 if it has faults", description=VERIFY)
     check.add_argument("dst", type=Path, metavar="DST")
     check.add_argument("--deep", action="store_true", help="also decode every sample and compare it with the arrays")
     check.add_argument("--stock", action="store_true", help="also read everything with the webdataset package")
+    check.add_argument("--repair", action="store_true", help="first make damaged and missing files again")
+    check.add_argument("--from", dest="src", metavar="SRC_OR_URL", help="what it was packed from, or a copy of the set")
     check.set_defaults(command=_verify)
 
     show = commands.add_parser("inspect", help="describe a set and draw a grid of samples")
@@ -93,6 +102,11 @@ def _index(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    if options.src is not None and not options.repair:
+        raise ShardError("--from says what --repair takes the files from; give both or none")
+    if options.repair:
+        for fault in repair.repair(options.dst, options.src).values():
+            print(f"{fault}: made again")
     faults = verify.verify(options.dst, deep=options.deep, stock=options.stock)
     for fault in faults:
         print(fault)

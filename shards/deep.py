@@ -12,7 +12,7 @@ import numpy as np
 from shards import image
 from shards.foreign import LARGEST_TEXT
 from shards.manifest import ARRAYS, ShardError
-from shards.plan import BLOCK
+from shards.tar import BLOCK
 from shards.tars import Samples, local
 
 

@@ -109,6 +109,7 @@ def _manifest(
         width=width.pop() if len(width) == 1 else None,
         smallest=min(min(size[:2]) for size in sizes),
         channels=max(size[2] for size in sizes),
+        scaled=False,
         crop=None,
         attributes=tables["attributes"].columns if "attributes" in tables else (),
         factors=tuple(Factor(name=name) for name in tables["factors"].columns) if "factors" in tables else (),

@@ -12,7 +12,7 @@ from shards.files import replacing
 
 NAME = "manifest.json"
 FORMAT = "vaedist-shards-2"
-REMEDY = "remove the set and pack it again"
+REMEDY = "mend it with `python -m shards verify DST --repair`"
 SPLITS = ("train", "valid", "test")  # the values 0, 1, 2 of list_eval_partition
 ARRAYS = {  # entry of a sample's json -> name of the array that holds the same for the whole split
     "attributes": "labels",
@@ -155,7 +155,7 @@ def read(directory: Path | str) -> Manifest:
         return _parse(directory, data)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ShardError(f"{path}: damaged or of another version ({reason}); {REMEDY}") from None
+        raise ShardError(f"{path}: damaged or of another version ({reason}); pack it again") from None
 
 
 def write(manifest: Manifest) -> Manifest:

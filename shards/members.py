@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from shards.plan import BLOCK
 from shards.tape import Tape
+from shards.tar import BLOCK
 
 LONGEST = 2**16  # bytes of an extended header: those of honest tars have hundreds
 LONGEST_NAME = 1000  # bytes; every row of the array `keys` is as long as the longest key
