@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -126,6 +126,16 @@ def _numbers(path: Path, rows: list[list[str]], start: int, columns: int, dtype:
         row, column = bad[0]
         fail(start + row, f"{rows[start + row][0]}: {rows[start + row][1 + column]} is out of range")
     return wide.astype(dtype)
+
+
+def present(place: Path, names: list[str], found: Container[str], allow_missing: bool) -> list[str]:
+    """Those of `names` that are found in a place; ShardError if that is not all and may not be less."""
+    missing = [name for name in names if name not in found]
+    if missing and (len(missing) == len(names) or not allow_missing):
+        some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        cure = "get them, or pack the others with --allow-missing" if len(missing) < len(names) else "get them"
+        raise ShardError(f"{place}: {len(missing):,} of {len(names):,} images are missing: {some}; {cure}")
+    return [name for name in names if name in found]
 
 
 def refuse_web_page(path: Path, data: bytes) -> None:

@@ -4,7 +4,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import IO
 
 import numpy as np
 
-from shards.annotations import IMAGE_NAME, Format, RawTable, read_table, refuse_web_page
+from shards.annotations import IMAGE_NAME, Format, RawTable, present, read_table, refuse_web_page
 from shards.manifest import Factor, ShardError
 from shards.source import Files, Images, Source, Table
 
@@ -163,7 +163,7 @@ Listing = tuple[Images, list[int]]  # the images, and their sizes in bytes
 def _list_folder(folder: Path, names: list[str], allow_missing: bool) -> Listing:
     with os.scandir(folder) as entries:
         found = {entry.name: entry.stat() for entry in entries if IMAGE_NAME.fullmatch(entry.name)}
-    names = _present(folder, names, found, allow_missing)
+    names = present(folder, names, found, allow_missing)
     stamps = [(found[name].st_size, found[name].st_mtime_ns) for name in names]
     return Files(folder=folder, names=names, stamps=stamps), [size for size, _ in stamps]
 
@@ -176,19 +176,9 @@ def _list_archive(path: Path, names: list[str], allow_missing: bool) -> Listing:
             found = {_base(member): member for member in archive.infolist()}
     except zipfile.BadZipFile:
         raise ShardError(f"{path}: not a zip archive, or its end is missing; download it again") from None
-    names = _present(path, names, found, allow_missing)
+    names = present(path, names, found, allow_missing)
     members = [found[name] for name in names]
     return Archive(path=path, members=members), [member.file_size for member in members]
-
-
-def _present(path: Path, names: list[str], found: Container[str], allow_missing: bool) -> list[str]:
-    """Those of `names` that are found; ShardError if that is not all and may not be less."""
-    missing = [name for name in names if name not in found]
-    if missing and (len(missing) == len(names) or not allow_missing):
-        some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        cure = "get them, or pack the others with --allow-missing" if len(missing) < len(names) else "get them"
-        raise ShardError(f"{path}: {len(missing):,} of {len(names):,} images are missing: {some}; {cure}")
-    return [name for name in names if name in found]
 
 
 def _base(member: zipfile.ZipInfo) -> str:

@@ -112,6 +112,54 @@ def test_every_error_is_one_line_and_a_status_of_1(source, tmp_path, shards):
     assert not (tmp_path / "x.png").exists()
 
 
+def test_a_dry_run_prints_the_plan_and_writes_nothing(source, tmp_path, shards):
+    dst = tmp_path / "set"
+    status, out, err = shards("pack", "celeba", source, dst, "--dry-run", "--shard-mb", 0.006)
+    assert (status, err) == (0, [])
+    assert not dst.exists()
+    table = {line.split()[0]: line.split()[1:] for line in out if line}
+    assert out[0] == f"celeba: 12 images of {source / 'img_align_celeba'}"
+    assert [table[split][1] for split in ("train", "valid", "test", "all")] == ["8", "2", "2", "12"]
+    shards("pack", "celeba", source, dst, "--shard-mb", 0.006, "--workers", 1)
+    found = manifest.read(dst)
+    counts = [shard.count for shard in found.splits["train"].shards]
+    assert table["train"][0] == str(len(counts))
+    assert [int(table[f"train-{number:05d}.tar"][2]) for number in range(3)] == counts[:3]
+    assert table["train-00000.tar"][:2] == ["1", str(counts[0])]
+    assert f"and {len(counts) - 3} more, to train-{len(counts) - 1:05d}.tar" in out
+    size = sum(shard.bytes for split in found.splits.values() for shard in split.shards)
+    assert float(table["all"][2]) == pytest.approx(size / 1e6, abs=0.01 * len(counts) + 0.1)
+    assert max(map(len, out[1:])) <= 80
+
+
+def test_the_command_line_knows_every_option_of_a_pack(source, tmp_path, shards):
+    (source / "img_align_celeba" / "000002.jpg").unlink()
+    arguments = ("--workers", 1, "--allow-missing", "--shuffle", 5, "--encoding", "npy", "--size", 8, "--crop", 16)
+    assert shards("pack", "celeba", source, tmp_path / "set", *arguments)[0] == 0
+    found = manifest.read(tmp_path / "set")
+    assert (found.encoding, found.height, found.width, found.crop) == ("npy", 8, 8, 16)
+    images = found.array("train", "index")["image"].tolist()
+    assert sorted(images) == [1, 3, 4, 5, 6, 7, 8] != images
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--encoding", "npy"), "--encoding npy needs --size"),
+        (("--size", "64"), "--size scales images packed with --encoding npy; original bytes are kept whole"),
+        (("--crop", "64"), "--crop cuts images packed with --encoding npy; original bytes are kept whole"),
+        (("--encoding", "npy", "--size", "0"), "--size 0 is impossible; it is a number of pixels"),
+        (("--encoding", "npy", "--size", "8", "--crop", "-1"), "--crop -1 is impossible; it is a number of pixels"),
+        (("--shard-mb", "nan"), "a shard of nan MB is impossible; --shard-mb must be positive"),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_line(source, tmp_path, shards, options, words):
+    status, out, err = shards("pack", "celeba", source, tmp_path / "set", *options)
+    assert (status, out, len(err)) == (1, [], 1)
+    assert words in err[0]
+    assert not (tmp_path / "set").exists()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [[], ["pack"], ["pack", "celeba"], ["pack", "celeba", "a", "b", "--workers", "0"], ["pack", "faces", "a"]],

@@ -9,14 +9,14 @@ from pathlib import Path
 import http_server
 import pytest
 from damage import flip
-from foreign_tars import write_samples
+from foreign_tars import picture, write_samples
 from tiny_celeba import add_options, photograph, write_source
 
-from shards import manifest, pack
+from shards import folder, manifest, pack
 from shards.__main__ import main
 from shards.index import index
 from shards.manifest import ShardError
-from shards.plan import Options
+from shards.plan import Options, plan
 from shards.repair import repair
 from shards.verify import verify
 
@@ -142,6 +142,32 @@ def test_drawn_sets_need_no_source(tmp_path):
     flip(found.directory / "test.index.npy", -1)
     repair(found.directory, workers=1, quiet=True)
     assert contents(found.directory) == sound
+
+
+@pytest.mark.parametrize("labels", ["none", "folders", "table"])
+def test_a_set_of_any_folder_is_made_again_from_it(tmp_path, labels):
+    source = tmp_path / "source"
+    for number in range(12):
+        path = source / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(number, "png"))
+    table = tmp_path / "labels.csv"
+    rows = "".join(f"{'ab'[number % 2]}/{number}.png,{number % 3 == 0:d}\n" for number in range(12))
+    table.write_text(f"file,third\n{rows}")
+    read = folder.read(source, labels=table if labels == "table" else None, classes=labels == "folders")
+    planned = plan("any", read, Options(shard_mb=0.02, shuffle=1))
+    found = pack.pack(planned, tmp_path / "set", workers=1, quiet=True)
+    sound = contents(found.directory)
+    assert len(found.splits["train"].shards) > 1
+    assert verify(found.directory, deep=True, stock=True, quiet=True) == []
+    (found.directory / "train-00001.tar").unlink()
+    flip(found.directory / "train.index.npy", -1)
+    repair(found.directory, str(source), workers=1, quiet=True)
+    assert contents(found.directory) == sound
+    (found.directory / "train-00001.tar").unlink()
+    (source / "a" / "0.png").unlink()
+    with pytest.raises(ShardError, match="nothing is replaced"):
+        repair(found.directory, str(source), workers=1, quiet=True)
 
 
 def test_scaled_images_are_scaled_again(made, tmp_path):
