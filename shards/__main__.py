@@ -1,10 +1,10 @@
-"""The command line of the data format: python -m shards pack | index | verify | inspect."""
+"""The command line of the data format: python -m shards pack | index | verify | inspect | warm."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from shards import index_command, inspect, manifest, pack_command, verify_command
+from shards import index_command, inspect, manifest, pack_command, verify_command, warm
 from shards.manifest import ShardError
 
 
@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("dst", type=Path, metavar="DST")
     show.add_argument("--grid", type=Path, metavar="FILE", help="the grid, a PNG (NAME-grid.png in this folder)")
     show.set_defaults(command=_inspect)
+    warm.add(commands)
     return parser
 
 

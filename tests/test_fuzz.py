@@ -6,12 +6,16 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 from tiny_set import pack_tiny
 
 from shards import manifest
+from shards.decoded import PIXELS
+from shards.library import Library
 from shards.manifest import ShardError
+from shards.reader import Reader
 from shards.verify import verify
-from vaedist.data.store import PIXELS, TarStore, open_store
+from vaedist.data.store import TarStore, open_store
 
 FLIPS = {  # what is hit -> how often
     "image header": 15,
@@ -36,7 +40,8 @@ def sound(tmp_path_factory):
 def read(directory):
     """All that training reads: pixels and labels of every split."""
     found = manifest.read(directory)
-    stores = {split: TarStore(found, split, size=16, crop=None) for split in SPLITS}
+    library = Library(str(found.directory), found.directory)
+    stores = {split: TarStore(Reader(library, split, size=16, crop=None, threads=2)) for split in SPLITS}
     pixels = [store.gather(np.arange(store.count)).numpy() for store in stores.values()]
     return [*pixels, *(np.array(found.array(split, "labels")) for split in SPLITS)]
 
@@ -127,7 +132,8 @@ def same_header(before, after, at, kind):
 @pytest.mark.parametrize("number", range(FLIPS["decoded"]))
 def test_no_byte_of_the_decoded_images_changes_unseen(sound, tmp_path, number):
     def open_train():
-        return open_store(sound, "train", size=16, crop=None, kind="host", cache=tmp_path, announce=lambda line: None)
+        reader = Reader(Library(str(sound.directory), tmp_path), "train", size=16, crop=None, threads=2)
+        return open_store(reader, kind="host", cache=tmp_path, device=torch.device("cpu"), announce=lambda line: None)
 
     pixels = open_train().gather(np.arange(23)).numpy().copy()
     [path] = tmp_path.glob(f"*/{PIXELS}")
