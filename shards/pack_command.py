@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from shards import celeba, faces, folder, pack
+from shards import celeba, faces, folder, ground_truth, pack
 from shards.manifest import ShardError
 from shards.plan import Options, plan
 from shards.source import Source
@@ -40,6 +40,12 @@ def add(commands: Any) -> None:
     _add_options(source, _faces, pack.FACES)
     source.add_argument("--count", type=positive, required=True, metavar="N", help="number of faces")
     source.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other faces (0)")
+
+    for name, what, option in (("dsprites", "dSprites", "--npz"), ("shapes3d", "3D Shapes", "--h5")):
+        source = sources.add_parser(name, help=f"all images of {what}, drawn or from the official file")
+        source.add_argument(option, type=Path, metavar="FILE", dest="file", help="the official file (without: drawn)")
+        source.set_defaults(name=name)
+        _add_options(source, _ground_truth)
 
 
 def positive(text: str) -> int:
@@ -104,6 +110,10 @@ def _folder(arguments: argparse.Namespace) -> tuple[str, Source]:
         valid=arguments.valid,
         allow_missing=arguments.allow_missing,
     )
+
+
+def _ground_truth(arguments: argparse.Namespace) -> tuple[str, Source]:
+    return arguments.name, ground_truth.source(arguments.name, file=arguments.file)
 
 
 def _faces(arguments: argparse.Namespace) -> tuple[str, Source]:

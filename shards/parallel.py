@@ -71,6 +71,7 @@ def shown(
 
 
 def _start_worker() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"  # a process a core: the threads of a library would wait for each other
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 

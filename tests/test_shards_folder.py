@@ -24,7 +24,7 @@ def tree(tmp_path):
         "cats/1.jpg": photograph(1),
         "cats/2.JPG": photograph(2, 30, 40),
         "cats/deep/3.jpeg": photograph(3),
-        "dogs/1.png": image.to_png(np.arange(600, dtype=np.uint8).reshape(20, 30)),
+        "dogs/1.png": image.to_png(np.arange(600, dtype=np.uint8).reshape(20, 30, 1)),
         "dogs/2.npy": image.to_npy(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)),
         "dogs/3.jpg": photograph(6),
         "notes.txt": b"",

@@ -19,6 +19,7 @@ from webdataset.writer import TarWriter
 from shards import faces, image, manifest, pack, tar
 from shards.manifest import Factor, ShardError
 from shards.plan import Options, cut
+from shards.source import Table, samples
 from shards.verify import verify
 
 TINY = 0.012  # MB: three or four of the tiny images a shard
@@ -407,7 +408,7 @@ def test_faces_are_drawn_once_and_after_an_interrupt_only_those_that_lack(tmp_pa
 def test_images_of_different_sizes_and_kinds_are_one_set(source, tmp_path):
     images = source / "img_align_celeba"
     (images / "000003.jpg").write_bytes(photograph(3, 40, 30))
-    (images / "000004.jpg").write_bytes(image.to_png(np.zeros((50, 12), np.uint8)))
+    (images / "000004.jpg").write_bytes(image.to_png(np.zeros((50, 12, 1), np.uint8)))
     found = pack_quietly(source, tmp_path / "set")
     assert (found.height, found.width, found.smallest, found.channels) == (None, None, 12, 3)
     assert found.encoding == "jpg, png"
@@ -451,3 +452,19 @@ def test_what_the_annotations_name_and_the_folder_lacks_may_be_left_out(source, 
     assert found.array("train", "index")["image"].tolist() == [1, *range(4, 21)]
     assert found.array("test", "labels").tolist() == [[label(24, k) > 0 for k in range(3)]]
     assert verify(found.directory, deep=True, quiet=True) == []
+
+
+def test_the_json_of_a_sample_is_what_json_itself_would_write():
+    tables = {
+        "attributes": Table(columns=("100% %s", 'a "b"', "é"), values=np.array([[0, 1, 1], [1, 0, 1]], np.uint8)),
+        "identity": Table(columns=(), values=np.array([3, -4], np.int32)),
+        "factors": Table(columns=("x", "y"), values=np.array([[0.1, -1e-30], [2, 1 / 3]], np.float32)),
+        "file": Table(columns=(), values=np.array(["a/ü.jpg", 'q"\\.png'], object)),
+    }
+    plain = [[0.1, -1e-30], [2.0, 0.33333334]]
+    for i, text in enumerate(samples(np.array([7, 8]), tables)):
+        told = {"image_id": 7 + i}
+        for entry, table in tables.items():
+            row = plain[i] if entry == "factors" else table.values.tolist()[i]
+            told[entry] = dict(zip(table.columns, row, strict=True)) if table.columns else row
+        assert text == json.dumps(told, separators=(",", ":")).encode()
