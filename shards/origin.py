@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from shards import celeba, faces, folder, manifest
+from shards import celeba, faces, folder, ground_truth, manifest
 from shards.manifest import Manifest, ShardError
 from shards.source import Source
 
 # Manifest.source["generator"] -> the source with the other arguments in Manifest.source
 DRAWN: dict[str, Callable[[dict[str, str]], Source]] = {
     "faces": lambda told: faces.source(int(told["count"]), int(told["seed"])),
+    "dsprites": lambda told: ground_truth.source("dsprites", count=int(told["count"])),
+    "shapes3d": lambda told: ground_truth.source("shapes3d", count=int(told["count"])),
 }
 
 

@@ -15,9 +15,10 @@ from tiny_set import pack_tiny
 from shards import fetch, manifest
 from shards.__main__ import main
 from shards.index import index
+from shards.library import Library
 from shards.manifest import ShardError
+from shards.reader import Reader
 from shards.verify import verify
-from vaedist.data.store import TarStore
 
 
 def keys(found, split):
@@ -47,10 +48,9 @@ def test_an_indexed_set_trains_like_any_other(tmp_path):
     expected = [
         ft.image.square(ft.image.decode(picture(number, kind), 3), None, 16) for number, kind in enumerate(kinds)
     ]
-    got = [
-        TarStore(found, split, size=16, crop=None).gather(np.arange(found.splits[split].count)).numpy()
-        for split in ("train", "valid")
-    ]
+    library = Library(str(tmp_path), tmp_path / "cache")
+    readers = [Reader(library, split, size=16, crop=None, threads=2) for split in ("train", "valid")]
+    got = [reader.read(np.arange(reader.count)) for reader in readers]
     assert np.array_equal(np.concatenate(got), np.stack(expected))
     assert verify(tmp_path, deep=True, stock=True, quiet=True) == []
 

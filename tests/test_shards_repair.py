@@ -12,7 +12,7 @@ from damage import flip
 from foreign_tars import picture, write_samples
 from tiny_celeba import add_options, photograph, write_source
 
-from shards import folder, manifest, pack
+from shards import folder, ground_truth, manifest, pack
 from shards.__main__ import main
 from shards.index import index
 from shards.manifest import ShardError
@@ -140,6 +140,16 @@ def test_drawn_sets_need_no_source(tmp_path):
     (found.directory / "train-00001.tar").unlink()
     flip(found.directory / "train.factors.npy", -1)
     flip(found.directory / "test.index.npy", -1)
+    repair(found.directory, workers=1, quiet=True)
+    assert contents(found.directory) == sound
+
+
+def test_a_drawn_ground_truth_needs_no_source_either(tmp_path):
+    source = ground_truth.source("dsprites", count=300)
+    found = pack.pack(plan("dsprites", source, Options(shard_mb=0.2)), tmp_path / "set", workers=1, quiet=True)
+    sound = contents(found.directory)
+    (found.directory / "train-00001.tar").unlink()
+    flip(found.directory / "train.factors.npy", -1)
     repair(found.directory, workers=1, quiet=True)
     assert contents(found.directory) == sound
 
