@@ -1,11 +1,11 @@
-"""The command line of the data format: python -m shards pack | verify | inspect."""
+"""The command line of the data format: python -m shards pack | index | verify | inspect | warm."""
 
 import argparse
 import os
 import sys
 from pathlib import Path
 
-from shards import inspect, manifest, pack_command, verify
+from shards import index_command, inspect, manifest, pack_command, verify_command, warm
 from shards.manifest import ShardError
 
 
@@ -31,31 +31,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     pack_command.add(commands)
-    check = commands.add_parser("verify", help="check a set; the exit status is 1 if it has faults")
-    check.add_argument("dst", type=Path, metavar="DST")
-    check.add_argument("--deep", action="store_true", help="also decode every sample and compare it with the arrays")
-    check.add_argument("--stock", action="store_true", help="also read everything with the webdataset package")
-    check.set_defaults(command=_verify)
-
+    index_command.add(commands)
+    verify_command.add(commands)
     show = commands.add_parser("inspect", help="describe a set and draw a grid of samples")
     show.add_argument("dst", type=Path, metavar="DST")
     show.add_argument("--grid", type=Path, metavar="FILE", help="the grid, a PNG (NAME-grid.png in this folder)")
     show.set_defaults(command=_inspect)
+    warm.add(commands)
     return parser
-
-
-def _verify(options: argparse.Namespace) -> int:
-    faults = verify.verify(options.dst, deep=options.deep, stock=options.stock)
-    for fault in faults:
-        print(fault)
-    if faults:
-        print(f"shards: {options.dst}: {len(faults)} faults found; {manifest.REMEDY}", file=sys.stderr)
-        return 1
-    found = manifest.read(options.dst)
-    images = sum(split.count for split in found.splits.values())
-    how = f"{' and decode' if options.deep else ''}{', also to stock webdataset' if options.stock else ''}"
-    print(f"{options.dst}: {images:,} images are sound{how}, manifest {found.digest}")
-    return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:

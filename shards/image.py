@@ -61,8 +61,6 @@ def square(pixels: np.ndarray, crop: int | None, size: int) -> np.ndarray:
     crop None is the largest square there is. Scaling is bilinear with antialiasing, in integers: the same bits on every
     machine. ValueError if the image is smaller than `crop`.
     """
-    import torch  # seconds, which those who only pack bytes do not pay
-
     height, width, _ = pixels.shape
     side = min(height, width) if crop is None else crop
     if side > min(height, width):
@@ -71,6 +69,8 @@ def square(pixels: np.ndarray, crop: int | None, size: int) -> np.ndarray:
     cut = pixels[top : top + side, left : left + side]
     if side == size:
         return cut.transpose(2, 0, 1)
+    import torch  # seconds, which those who scale nothing do not pay
+
     with torch.no_grad():
         image = torch.from_numpy(np.require(cut, requirements=["W"])).permute(2, 0, 1)[None]
         scaled = torch.nn.functional.interpolate(image, size=(size, size), mode="bilinear", antialias=True)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from shards.files import replacing
 
 NAME = "manifest.json"
 FORMAT = "vaedist-shards-2"
-REMEDY = "remove the set and pack it again"
+REMEDY = "mend it with `python -m shards verify DST --repair`"
 SPLITS = ("train", "valid", "test")  # the values 0, 1, 2 of list_eval_partition
 ARRAYS = {  # entry of a sample's json -> name of the array that holds the same for the whole split
     "attributes": "labels",
@@ -39,7 +39,11 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard(File):
-    """A tar of the set and the number of samples in it; `url` where it does not lie beside the manifest."""
+    """A tar of the set and the number of samples in it.
+
+    url: where it does not lie beside the manifest, its URL, or its absolute path on this machine. A tar that serves
+    several splits is listed in each, with the number of samples in that one.
+    """
 
     count: int
     url: str | None = None
@@ -58,7 +62,8 @@ class Split:
     """`count` samples in `shards`, in order; row i of every array belongs to sample i.
 
     arrays: index (dtype `INDEX`), labels uint8 [count, attributes], and where the source has them factors float32
-    [count, factors], identity int32 [count], landmarks int16 [count, 10], bbox int32 [count, 4].
+    [count, factors], identity int32 [count], landmarks int16 [count, 10], bbox int32 [count, 4]; in indexed sets also
+    keys S [count], where the others have the number of the image as the key.
     """
 
     count: int
@@ -84,6 +89,7 @@ class Manifest:
     factors: tuple[Factor, ...]
     splits: dict[str, Split]
     source: dict[str, str]  # what the set was made from: file or listing -> sha256, or a generator's arguments
+    _checked: set[Path] = field(default_factory=set, init=False, repr=False, compare=False)  # arrays found right
 
     @property
     def size_text(self) -> str:
@@ -99,25 +105,38 @@ class Manifest:
         return self.splits[name]
 
     def shard_path(self, split: str, number: int) -> Path:
-        """Where shard `number` (the index's column `shard`) of a split lies."""
-        return self.directory / self.split(split).shards[number].name
+        """Where shard `number` (the index's column `shard`) of a split lies; of one with a URL, a copy of it would."""
+        shard = self.split(split).shards[number]
+        elsewhere = shard.url is not None and shard.url.startswith("/")
+        return Path(shard.url) if shard.url is not None and elsewhere else self.directory / shard.name
+
+    def key(self, split: str, row: int) -> str:
+        """What the tar calls sample `row` of a split."""
+        if "keys" in self.split(split).arrays:
+            return bytes(self.array(split, "keys")[row]).decode("utf-8", "backslashreplace")
+        return f"{self.array(split, 'index')['image'][row]:06d}"
 
     def array(self, split: str, name: str) -> np.ndarray:
         """A split's array as a read-only memory map, one row a sample; see `Split.arrays` for the names.
 
-        ShardError if the set has no such array or the file on disk is not the one the manifest describes by size.
+        ShardError if the set has no such array or the file on disk is not the one the manifest describes: its sha256
+        is checked when this manifest opens it first.
         """
         arrays = self.split(split).arrays
         if name not in arrays:
             raise ShardError(f"{self.directory}: split {split!r} has no array {name!r}; it has {', '.join(arrays)}")
         path = self.directory / arrays[name].name
         check_size(path, arrays[name].bytes)
+        if path not in self._checked:
+            if describe(path).sha256 != arrays[name].sha256:
+                raise ShardError(f"{path}: its sha256 is not the one in the manifest; {REMEDY}")
+            self._checked.add(path)
         try:
             array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         except ValueError as error:
             raise ShardError(f"{path}: not a numpy array file ({error}); {REMEDY}") from None
-        if len(array) != self.splits[split].count:
-            raise ShardError(f"{path}: {len(array)} rows for {self.splits[split].count} samples; {REMEDY}")
+        if array.shape[:1] != (self.splits[split].count,):
+            raise ShardError(f"{path}: shape {list(array.shape)} for {self.splits[split].count} samples; {REMEDY}")
         return array
 
 
@@ -136,13 +155,13 @@ def read(directory: Path | str) -> Manifest:
         return _parse(directory, data)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ShardError(f"{path}: damaged or of another version ({reason}); {REMEDY}") from None
+        raise ShardError(f"{path}: damaged or of another version ({reason}); pack it again") from None
 
 
 def write(manifest: Manifest) -> Manifest:
     """Publish manifest.json atomically in `manifest.directory`; returns the manifest as read back, with its digest."""
     fields = asdict(manifest)
-    del fields["directory"], fields["digest"]
+    del fields["directory"], fields["digest"], fields["_checked"]
     with replacing(manifest.directory / NAME) as stream:
         stream.write(_encode({"format": FORMAT, **fields}))
     return read(manifest.directory)
@@ -187,6 +206,9 @@ def _parse(directory: Path, data: bytes) -> Manifest:
         )
         for name, split in fields.pop("splits").items()
     }
+    for file in (file for split in splits.values() for file in (*split.shards, *split.arrays.values())):
+        if file.name in ("", ".", "..") or Path(file.name).name != file.name:
+            raise ValueError(f"{file.name!r} is no name of a file in this directory")
     attributes = tuple(fields.pop("attributes"))
     factors = tuple(Factor(name=factor["name"], values=tuple(factor["values"])) for factor in fields.pop("factors"))
     digest = hashlib.sha256(data).hexdigest()

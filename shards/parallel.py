@@ -52,19 +52,21 @@ def each(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -
         pool.shutdown(cancel_futures=True)
 
 
-def shown(results: Iterable[Result], counts: Sequence[int], verb: str, quiet: bool) -> Iterator[Result]:
-    """The results unchanged, while stderr shows how many of sum(counts) images are done; counts[i] is result i's."""
+def shown(
+    results: Iterable[Result], counts: Sequence[int], verb: str, quiet: bool, unit: str = "images"
+) -> Iterator[Result]:
+    """The results unchanged, while stderr shows how many of sum(counts) units are done; counts[i] is result i's."""
     terminal = sys.stderr.isatty()
     total, done, start = sum(counts), 0, time.monotonic()
     last = start
-    with tqdm(total=total, desc=verb, unit=" images", leave=False, disable=quiet or not terminal) as bar:
+    with tqdm(total=total, desc=verb, unit=f" {unit}", leave=False, disable=quiet or not terminal) as bar:
         for result, count in zip(results, counts, strict=True):
             done += count
             bar.update(count)
             now = time.monotonic()
             if not quiet and not terminal and now - last > SECONDS_BETWEEN_LINES:
                 last = now
-                print(f"{verb} {done:,} of {total:,} images, {done / (now - start):,.0f} images/s", file=sys.stderr)
+                print(f"{verb} {done:,} of {total:,} {unit}, {done / (now - start):,.0f} {unit}/s", file=sys.stderr)
             yield result
 
 

@@ -1,20 +1,21 @@
-"""Checking a packed set against its manifest, and with `deep` every sample of it."""
+"""Checking a set against its manifest: every file, with `deep` every sample, with `stock` by another program."""
 
 import hashlib
-import json
-import tarfile
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import zip_longest
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
-from shards import image, manifest, parallel
-from shards.manifest import ARRAYS, INDEX, File, Manifest
-from shards.tar import BLOCK
+from shards import manifest, parallel
+from shards.deep import sample_faults
+from shards.manifest import INDEX, File, Manifest, ShardError
+from shards.plan import MEGABYTE
+from shards.rescan import rescan_faults
+from shards.stock import stock_faults
+from shards.tars import Samples, Tar, local, samples, tars
+
+PART = 2_000  # samples of one job, so that progress moves
 
 
 def verify(
@@ -22,27 +23,45 @@ def verify(
 ) -> list[str]:
     """Every fault of a set, one line each; an empty list means it is sound. ShardError if its manifest is unreadable.
 
-    Size and sha256 of every file; with `deep` also, for every sample, the tar headers, the crc32, whether it decodes to
-    the right size, and whether its json says what the arrays say; with `stock` also whether the webdataset package,
-    as anybody would use it, reads every sample.
+    Size and sha256 of every file, of those behind URLs too; with `deep` also, for every sample, the tar headers, the
+    crc32, whether it decodes to the right size, and whether its texts say what the arrays say; with `stock` also
+    whether the webdataset package, as anybody would use it, reads the same keys, members and bytes.
     """
     found = manifest.read(directory)
-    faults, damaged = [], set()
-    for split in found.splits.values():
-        for file in (*split.arrays.values(), *split.shards):
-            fault = _file_fault(found.directory, file)
-            if fault:
-                faults.append(fault)
-                damaged.add(file.name)
-    listed = {shard.name for split in found.splits.values() for shard in split.shards}
+    damaged = bad_files(found, workers=workers, quiet=quiet)
+    faults = list(damaged.values())
+    listed = {tar.shard.name for tar in tars(found)}
     strays = sorted(path.name for path in found.directory.glob("*.tar") if path.name not in listed)
     faults += [f"{name}: not in the manifest, yet a reader of *.tar would take it" for name in strays]
-    faults += _deep(found, damaged, workers, quiet) if deep else []
-    return faults + (list(_stock(found)) if stock and not damaged else [])
+    if deep:
+        faults += [fault for name in found.splits for fault in _array_faults(found, name, damaged)]
+        jobs = _jobs(found, damaged)
+        # a tar behind a URL is fetched for every job
+        parts = [part for job in jobs for part in ([job] if job.tar.url is not None else job.parts(PART))]
+        faults += _each(sample_faults, parts, workers, quiet, "decoded", 5_000)
+        faults += _each(rescan_faults, [job for job in jobs if job.foreign], workers, quiet, "read again", 20_000)
+    if stock and not damaged:
+        faults += _each(stock_faults, _jobs(found, damaged), workers, quiet, "read by webdataset", 50_000)
+    return faults
 
 
-def _file_fault(directory: Path, file: File) -> str | None:
-    path = directory / file.name
+def bad_files(found: Manifest, *, workers: int | None = None, quiet: bool = False) -> dict[str, str]:
+    """By their names, the files that are missing or have other bytes than the manifest says, and what is wrong."""
+    arrays = [file for split in found.splits.values() for file in split.arrays.values()]
+    jobs: list[File | Tar] = [*arrays, *tars(found)]
+    sizes = [(job if isinstance(job, File) else job.shard).bytes // MEGABYTE for job in jobs]
+
+    def check(job: File | Tar) -> tuple[str, str | None]:
+        if isinstance(job, File):
+            return job.name, _file_fault(found.directory / job.name, job)
+        return job.shard.name, _tar_fault(job)
+
+    with ThreadPoolExecutor(parallel.cores() if workers is None else workers) as pool:  # hashing lets go of the GIL
+        results = parallel.shown(pool.map(check, jobs), sizes, "hashed", quiet, unit="MB")
+        return {name: fault for name, fault in results if fault is not None}
+
+
+def _file_fault(path: Path, file: File) -> str | None:
     if not path.is_file():
         return f"{file.name}: missing"
     size = path.stat().st_size
@@ -53,135 +72,85 @@ def _file_fault(directory: Path, file: File) -> str | None:
     return None if digest == file.sha256 else f"{file.name}: its sha256 is not the one in the manifest"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    path: Path
-    index: np.ndarray  # the rows of this shard
-    arrays: dict[str, np.ndarray]  # the same rows, by the name of the entry in a sample's json
-    manifest: Manifest
+def _tar_fault(tar: Tar) -> str | None:
+    if tar.url is None:
+        return _file_fault(tar.path, tar.shard)
+    try:
+        with local(tar):
+            return None
+    except ShardError as error:
+        return f"{tar.shard.name}: {error}"
 
 
-def _deep(found: Manifest, damaged: set[str], workers: int | None, quiet: bool) -> list[str]:
-    faults, jobs = [], []
-    for name, split in found.splits.items():
-        sound = [key for key, file in split.arrays.items() if file.name not in damaged]
-        if "index" not in sound:
-            faults.append(f"{split.arrays['index'].name}: the samples of {name} cannot be found without it")
-            continue
-        index = found.array(name, "index")
-        faults += _index_faults(found, name, index)
-        arrays = {entry: found.array(name, key) for entry, key in ARRAYS.items() if key in sound}
-        for number in range(len(split.shards)):
-            path, rows = found.shard_path(name, number), np.flatnonzero(index["shard"] == number)
-            if path.is_file():
-                part = {entry: array[rows] for entry, array in arrays.items()}
-                jobs.append(_Job(path=path, index=index[rows], arrays=part, manifest=found))
-    counts = [len(job.index) for job in jobs]
-    results = parallel.each(_shard_faults, jobs, min(workers or parallel.cores(), sum(counts) // 5000 + 1))
-    return faults + [fault for part in parallel.shown(results, counts, "verified", quiet) for fault in part]
+def _array_faults(found: Manifest, name: str, damaged: Collection[str]) -> Iterator[str]:
+    """What is wrong with the arrays of a split whose files are as the manifest says."""
+    split = found.splits[name]
+    files = {key: file.name for key, file in split.arrays.items()}
+    if files["index"] in damaged:
+        yield f"{files['index']}: the samples of {name} cannot be found without it"
+    else:
+        yield from _index_faults(found, name, files["index"])
+    if "labels" in files and files["labels"] not in damaged:
+        labels = found.array(name, "labels")
+        good = np.all(labels <= 1, axis=1) if labels.shape[1:] == (len(found.attributes),) else None
+        yield from _row_faults(found, name, files["labels"], good, "a label is neither 0 nor 1")
+    if "factors" in files and files["factors"] not in damaged:
+        yield from _factor_faults(found, name, files["factors"])
 
 
-def _index_faults(found: Manifest, name: str, index: np.ndarray) -> Iterator[str]:
-    file, split = found.splits[name].arrays["index"].name, found.splits[name]
+def _index_faults(found: Manifest, name: str, file: str) -> Iterator[str]:
+    split, index = found.splits[name], found.array(name, "index")
     if index.dtype != INDEX:
         yield f"{file}: dtype {index.dtype} where the format has {INDEX}"
         return
-    counts = np.bincount(index["shard"], minlength=len(split.shards)).tolist()
-    if counts != [shard.count for shard in split.shards]:
+    # what is out of range counts as one more shard, and does not make room for billions of them
+    shard = np.minimum(index["shard"], len(split.shards)).astype(np.int64)
+    *counts, strange = np.bincount(shard, minlength=len(split.shards) + 1).tolist()
+    if strange or counts != [shard.count for shard in split.shards]:
         yield f"{file}: {counts} samples in the shards where the manifest says {[s.count for s in split.shards]}"
     if not np.array_equal(index["shard"], np.sort(index["shard"])):
         yield f"{file}: its shards are out of order"
 
 
-def _shard_faults(job: _Job) -> list[str]:
-    with job.path.open("rb") as stream:
-        return [
-            f"{job.path.name}: sample {row['image']:06d} (byte {row['offset']}): {fault}"
-            for i, row in enumerate(job.index)
-            for fault in _sample_faults(job, stream, i)
-        ]
-
-
-def _sample_faults(job: _Job, stream: IO[bytes], i: int) -> Iterator[str]:
-    row = job.index[i]
-    offset, length = int(row["offset"]), int(row["length"])
-    try:
-        key = _member(stream, offset - BLOCK, image.SUFFIXES, int(row["image"]), length)[0]
-    except ValueError as error:
-        yield str(error)
-        key = None
-    stream.seek(offset)
-    data = stream.read(length)
-    if zlib.crc32(data) != row["crc32"]:
-        yield "the crc32 of its image is not the one in the index"
-    try:
-        height, width, _ = image.decode(data, job.manifest.channels).shape
-        if (height, width) != (job.manifest.height or height, job.manifest.width or width):
-            yield f"its image is {width} x {height}, the set {job.manifest.size_text}"
-        if min(height, width) < job.manifest.smallest:
-            yield f"its image is {width} x {height}, smaller than any the manifest knows"
-    except ValueError as error:
-        yield f"its image is {error}"
-    try:
-        after = offset + -(-length // BLOCK) * BLOCK
-        other, size = _member(stream, after, (".json",), int(row["image"]), None)
-        if key is not None and other != key:
-            yield f"its json is named {other}, its image {key}"
-        yield from _json_faults(job, json.loads(stream.read(size)), i)
-    except ValueError as error:  # a header, or text that is not utf-8 or not json
-        yield f"its json cannot be read ({error})"
-
-
-def _member(stream: IO[bytes], at: int, suffixes: tuple[str, ...], number: int, length: int | None) -> tuple[str, int]:
-    """Key and size of the tar member whose header is at byte `at`; ValueError unless it is the one expected there."""
-    what = "json" if suffixes == (".json",) else "image"
-    stream.seek(at)
-    try:
-        header = tarfile.TarInfo.frombuf(stream.read(BLOCK), "utf-8", "strict")
-    except tarfile.HeaderError as error:
-        raise ValueError(f"the tar header of its {what} is damaged ({error})") from None
-    key, dot, suffix = header.name.partition(".")
-    if dot + suffix not in suffixes or not key.isdecimal() or int(key) != number:
-        raise ValueError(f"the tar has {header.name!r} where its {what} should be")
-    if length is not None and header.size != length:
-        raise ValueError(f"its image has {header.size} bytes in the tar and {length} in the index")
-    return key, header.size
-
-
-def _json_faults(job: _Job, entries: object, i: int) -> Iterator[str]:
-    if not isinstance(entries, dict):
-        yield "its json is not an object"
+def _factor_faults(found: Manifest, name: str, file: str) -> Iterator[str]:
+    factors = found.array(name, "factors")
+    if factors.shape[1:] != (len(found.factors),):
+        yield from _row_faults(found, name, file, None, "")
         return
-    if entries.get("image_id") != job.index[i]["image"]:
-        yield f"its json has image_id {entries.get('image_id')}"
-    columns = {"attributes": job.manifest.attributes, "factors": tuple(factor.name for factor in job.manifest.factors)}
-    for entry, array in job.arrays.items():
-        told = entries.get(entry)
-        names = tuple(told) if isinstance(told, dict) else ()
-        if entry in columns and names != columns[entry]:
-            yield f"its json does not have the {entry} of the manifest"
-            continue
-        values = list(told.values()) if isinstance(told, dict) else told
-        if not np.array_equal(np.array(values, array.dtype), array[i]):
-            yield f"its json and {ARRAYS[entry]}.npy disagree about {entry}"
-    if "attributes" in job.arrays and (job.arrays["attributes"][i] > 1).any():
-        yield "a label is neither 0 nor 1"
+    for column, factor in enumerate(found.factors):
+        value = factors[:, column]
+        good = np.isin(value, np.array(factor.values, np.float32)) if factor.values else np.isfinite(value)
+        what = f"none of its {len(factor.values)} values" if factor.values else "no number"
+        yield from _row_faults(found, name, file, good, f"{factor.name} has {what}")
 
 
-def _stock(found: Manifest) -> Iterator[str]:
-    """Compares what stock webdataset yields, in order, with the index: the number in the key, crc32 and image_id."""
-    import webdataset  # imports torch: seconds
+def _row_faults(found: Manifest, name: str, file: str, good: np.ndarray | None, fault: str) -> Iterator[str]:
+    """A line for every row that is not good [n]; good None: the array does not have a column for every name."""
+    if good is None:
+        yield f"{file}: not as many columns as the manifest has names"
+    else:
+        yield from (f"{file}: sample {found.key(name, int(row))}: {fault}" for row in np.flatnonzero(~good))
 
-    for name, split in found.splits.items():
-        tars = [str(found.shard_path(name, number)) for number in range(len(split.shards))]
-        samples = webdataset.WebDataset(tars, shardshuffle=False)
-        for row, sample in zip_longest(found.array(name, "index"), samples):
-            if row is None:
-                yield f"{name}: webdataset reads a sample {sample['__key__']} that is not in the index"
-            elif sample is None:
-                yield f"{name}: webdataset does not read image {row['image']:06d}"
-            else:
-                data = next(sample[suffix[1:]] for suffix in image.SUFFIXES if suffix[1:] in sample)
-                read = (int(sample["__key__"]), zlib.crc32(data), json.loads(sample["json"])["image_id"])
-                if read != (row["image"], row["crc32"], row["image"]):
-                    yield f"{name}: webdataset reads {sample['__key__']} where the index has image {row['image']:06d}"
+
+def _jobs(found: Manifest, damaged: Collection[str]) -> list[Samples]:
+    """The samples of the tars that are here, or behind a URL, and whose index is sound."""
+    lost = {
+        name
+        for name, split in found.splits.items()
+        if split.arrays["index"].name in damaged or found.array(name, "index").dtype != INDEX
+    }
+    return [
+        samples(found, tar, damaged)
+        for tar in tars(found)
+        if not lost.intersection(name for name, _ in tar.parts) and (tar.url is not None or tar.path.is_file())
+    ]
+
+
+def _each(
+    check: Callable[[Samples], list[str]], jobs: list[Samples], workers: int | None, quiet: bool, verb: str, worth: int
+) -> list[str]:
+    """What `check` finds in all jobs. worth: samples for which a process is started."""
+    counts = [len(job.index) for job in jobs]
+    processes = min(parallel.cores() if workers is None else workers, sum(counts) // worth + 1)
+    results = parallel.each(check, jobs, processes)
+    return [fault for part in parallel.shown(results, counts, verb, quiet) for fault in part]

@@ -1,6 +1,7 @@
 """Who may import whom, read from the files: the reasons are in the files' own first lines."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -56,6 +57,12 @@ def test_objectives_know_mathematics_only():
 
 def test_the_format_of_the_shards_does_not_know_the_training():
     assert [str(path) for path in FILES if path.parts[0] == "shards" and knows(path, "vaedist")] == []
+
+
+def test_packing_and_reading_do_not_wait_for_torch_to_be_imported():
+    script = "import sys, shards.__main__, shards.reader; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_mathematics_never_asks_for_the_rank():

@@ -51,8 +51,8 @@ def test_pack_verify_and_inspect_succeed_on_a_sound_source(source, tmp_path, sha
     table = {line.split()[0]: line.split()[1:] for line in out if line}
     assert table["train"][:2] == ["8", "1"]
     assert table["Male"] == ["0.500", "0.500", "0.500"]
-    assert table["hue"] == ["0.100", "0.650", "1.200"]
-    assert table["turn"] == ["-12.000", "-6.500", "-1.000"]
+    assert table["hue"] == ["0.100", "0.650", "1.200", "continuous"]
+    assert table["turn"] == ["-12.000", "-6.500", "-1.000", "continuous"]
     assert any("in-the-wild" in line for line in out)
     assert out[-1] == "set-grid.png: train, valid, test from top to bottom"
     with Image.open(tmp_path / "set-grid.png") as image:
@@ -109,7 +109,7 @@ def test_every_error_is_one_line_and_a_status_of_1(source, tmp_path, shards):
     )
     status, out, err = shards("verify", dst)
     assert (status, out) == (1, ["valid-00000.tar: its sha256 is not the one in the manifest"])
-    assert err == [f"shards: {dst}: 1 faults found; remove the set and pack it again"]
+    assert err == [f"shards: {dst}: 1 faults found; mend it with `python -m shards verify DST --repair`"]
     assert not (tmp_path / "x.png").exists()
 
 

@@ -178,7 +178,9 @@ def test_a_complete_set_is_kept_if_it_is_the_same_and_defended_if_not(source, tm
 def test_a_complete_set_that_lost_a_shard_is_not_called_packed(source, tmp_path):
     found = pack_quietly(source, tmp_path / "set")
     found.shard_path("train", 1).unlink()
-    with pytest.raises(ShardError, match=r"train-00001.tar: missing; remove the set and pack it again"):
+    with pytest.raises(
+        ShardError, match=r"train-00001.tar: missing; mend it with `python -m shards verify DST --repair`"
+    ):
         pack_quietly(source, tmp_path / "set")
 
 

@@ -1,18 +1,18 @@
-import gc
-import hashlib
 import json
 import shutil
-import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from damage import flip, republish
 from tiny_celeba import add_options, photograph, write_source
 
 from shards import manifest, pack
 from shards.files import replacing
-from shards.manifest import File, ShardError
+from shards.manifest import ShardError
 from shards.plan import Options
+from shards.stock import stock_faults
+from shards.tars import samples, tars
 from shards.verify import verify
 
 
@@ -30,12 +30,6 @@ def found(packed, tmp_path):
     return manifest.read(shutil.copytree(packed, tmp_path / "set"))
 
 
-def flip(path, at):
-    data = bytearray(path.read_bytes())
-    data[at] ^= 1
-    path.write_bytes(data)
-
-
 def place(found, image):
     """Tar and offset of the payload of a training image."""
     row = found.array("train", "index")[image - 1]
@@ -47,26 +41,64 @@ def test_a_sound_set_has_no_faults(found):
     assert verify(found.directory, deep=True, quiet=True) == []
 
 
-def test_stock_webdataset_is_held_to_the_index(found, monkeypatch):
-    index = np.array(found.array("train", "index"))
-    array = manifest.Manifest.array
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its files to the collector
+def test_stock_webdataset_is_held_to_keys_members_and_bytes(found):
+    assert verify(found.directory, stock=True, quiet=True) == []
+    job = samples(found, tars(found)[0], ())
+    name, keys = job.tar.shard.name, job.keys
 
-    def faults(rows):
-        monkeypatch.setattr(
-            manifest.Manifest, "array", lambda m, *which: rows if which[0] == "train" else array(m, *which)
-        )
-        with warnings.catch_warnings(action="ignore", category=ResourceWarning):  # it leaves its files to the collector
-            lines = verify(found.directory, stock=True, quiet=True)
-            gc.collect()
-        return lines
+    def faults(**changes):
+        return [line.removeprefix(f"{name}: ") for line in stock_faults(replace(job, **changes))]
 
-    assert faults(index) == []
-    assert faults(index[[1, 0, *range(2, len(index))]]) == [
-        "train: webdataset reads 000001 where the index has image 000002",
-        "train: webdataset reads 000002 where the index has image 000001",
+    assert faults(keys=[keys[1], keys[0], *keys[2:]]) == [
+        "webdataset reads 000001 where the index has 000002",
+        "webdataset reads 000002 where the index has 000001",
     ]
-    assert faults(index[:-1]) == ["train: webdataset reads a sample 000020 that is not in the index"]
-    assert faults(np.append(index, index[:1])) == ["train: webdataset does not read image 000001"]
+    last = keys[-1]
+    assert faults(index=job.index[:-1], keys=keys[:-1]) == [
+        f"webdataset reads a sample {last} that is not in the index"
+    ]
+    again = np.append(job.index, job.index[:1])
+    assert faults(index=again, keys=[*keys, "000001"]) == ["webdataset does not read sample 000001"]
+    other = job.index.copy()
+    other["offset"][2] += 1
+    assert faults(index=other) == ["sample 000003: webdataset reads another image than the index says"]
+    other = job.index.copy()
+    other["image"][2] += 1
+    assert faults(index=other) == ["sample 000003: webdataset reads no json of this image"]
+
+
+def test_what_stock_webdataset_passes_over_is_told(found):
+    job = samples(found, tars(found)[0], ())
+    flip(job.tar.path, int(job.index["offset"][1]) - 512 + 20)
+    assert stock_faults(job) == [
+        f"{job.tar.shard.name}: {job.tar.path}: byte {job.index['offset'][1] - 512}: "
+        "a damaged tar header after '000001.json'"
+    ]
+
+
+@pytest.mark.parametrize("options", [Options(npy=8, crop=16), Options(shuffle=3)])
+def test_scaled_shuffled_and_differing_images_have_no_false_faults(tmp_path, options):
+    source = write_source(tmp_path / "source")
+    (source / "img_align_celeba" / "000003.jpg").write_bytes(photograph(3, 40, 30))
+    found = pack.pack_celeba(source, tmp_path / "set", options=options, workers=1, quiet=True)
+    assert (found.height is None) == (options.npy is None)
+    assert verify(found.directory, deep=True, stock=True, quiet=True) == []
+
+
+def test_every_value_of_a_discrete_factor_must_be_one_of_its_own(found):
+    hue, turn = found.factors
+    values = np.unique(np.concatenate([found.array(split, "factors")[:, 0] for split in found.splits]))
+    manifest.write(replace(found, factors=(replace(hue, values=tuple(values.tolist())), turn)))
+    assert verify(found.directory, deep=True, quiet=True) == []
+    manifest.write(replace(found, factors=(replace(hue, values=tuple(values[1:].tolist())), turn)))
+    assert verify(found.directory, deep=True, quiet=True) == [
+        f"train.factors.npy: sample 000001: hue has none of its {len(values) - 1} values"
+    ]
+    manifest.write(replace(found, factors=(hue,)))
+    assert "train.factors.npy: not as many columns as the manifest has names" in verify(
+        found.directory, deep=True, quiet=True
+    )
 
 
 @pytest.mark.parametrize("at", range(0, 500, 7))
@@ -155,16 +187,6 @@ def test_a_truncated_shard_names_every_sample_that_is_gone(found):
     assert {fault.split()[2] for fault in faults[1:]} == {f"{image:06d}" for image in gone}
 
 
-def republish(found, split, name, array):
-    """Write another array and a manifest that agrees with it: only looking at the samples can show the fault."""
-    path = found.directory / found.splits[split].arrays[name].name
-    np.save(path, array)
-    data = path.read_bytes()
-    file = File(name=path.name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    changed = replace(found.splits[split], arrays=found.splits[split].arrays | {name: file})
-    manifest.write(replace(found, splits=found.splits | {split: changed}))
-
-
 def test_deep_finds_what_consistent_checksums_hide(found):
     labels = found.array("valid", "labels").copy()
     labels[1, 2] = 2
@@ -173,8 +195,8 @@ def test_deep_finds_what_consistent_checksums_hide(found):
     row = found.array("valid", "index")[1]
     where = f"valid-00000.tar: sample {row['image']:06d} (byte {row['offset']})"
     assert verify(found.directory, deep=True, quiet=True) == [
+        f"valid.labels.npy: sample {row['image']:06d}: a label is neither 0 nor 1",
         f"{where}: its json and labels.npy disagree about attributes",
-        f"{where}: a label is neither 0 nor 1",
     ]
 
 
@@ -192,6 +214,30 @@ def test_deep_compares_the_index_with_the_tars(found):
     faults = verify(found.directory, deep=True, quiet=True)
     assert any("the tar has '000021.jpg' where its image should be" in fault for fault in faults)
     assert all(fault.startswith("valid-00000.tar: sample 000022") for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("offset", 2**64 - 1, "sample 000021 (byte 18446744073709551615): its image does not lie in the tar"),
+        ("offset", 0, "sample 000021 (byte 0): its image does not lie in the tar"),
+        ("length", 2**32 - 1, "its image does not lie in the tar"),
+        ("shard", 2**32 - 1, "valid.index.npy: [1] samples in the shards where the manifest says [2]"),
+    ],
+)
+def test_an_absurd_index_is_a_fault_like_others(found, field, value, words):
+    index = found.array("valid", "index").copy()
+    index[field][0] = value
+    republish(found, "valid", "index", index)
+    assert any(words in fault for fault in verify(found.directory, deep=True, quiet=True))
+
+
+def test_an_index_or_array_of_another_form_is_a_fault_like_others(found):
+    republish(found, "valid", "index", np.zeros(2))
+    assert any("dtype float64 where" in fault for fault in verify(found.directory, deep=True, quiet=True))
+    republish(found, "valid", "index", np.array(2))
+    with pytest.raises(ShardError, match=r"valid.index.npy: shape \[\] for 2 samples"):
+        verify(found.directory, deep=True, quiet=True)
 
 
 def test_deep_compares_every_size_with_the_manifest(found):

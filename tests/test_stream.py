@@ -8,10 +8,12 @@ import pytest
 import torch
 from tiny_set import pack_tiny, spoil
 
+from shards.library import Library
 from shards.manifest import ShardError
-from vaedist.data.order import Order
+from shards.reader import Reader
+from vaedist.data.order import FullOrder, WindowOrder
 from vaedist.data.pixels import flip, to_float
-from vaedist.data.store import TarStore
+from vaedist.data.store import TarStore, open_store
 from vaedist.data.stream import DEPTH, Stream
 from vaedist.noise import fork
 from vaedist.world import World
@@ -23,7 +25,7 @@ COUNT, BATCH = 23, 24
 class Numbered:
     """A store whose every pixel is the image's id."""
 
-    count, shape = COUNT, (3, 2, 2)
+    count, shape, device, digest = COUNT, (3, 2, 2), CPU, None
 
     def gather(self, ids, out=None):
         images = torch.from_numpy(ids).to(torch.uint8)[:, None, None, None].expand(-1, *self.shape)
@@ -38,7 +40,7 @@ class Faulty(Numbered):
 
 
 def stream(rank=0, world=1, accumulate=1, store=None, names=("images",), device=CPU) -> Stream:
-    orders = [Order(COUNT, fork(0, name)) for name in names]
+    orders = [FullOrder(COUNT, fork(0, name)) for name in names]
     return Stream(
         store or Numbered(), orders, lambda seen: World(rank, world).positions(seen, BATCH, accumulate), BATCH, device
     )
@@ -62,7 +64,7 @@ def test_a_batch_holds_the_images_at_its_positions():
     ids, positions = take(stream(accumulate=3), steps=8)
     assert ids.shape == (8, 1, 3, 8)
     assert torch.equal(positions.flatten(), torch.arange(8 * BATCH))
-    assert np.array_equal(ids.flatten(), Order(COUNT, fork(0, "images")).take(np.arange(8 * BATCH)))
+    assert np.array_equal(ids.flatten(), FullOrder(COUNT, fork(0, "images")).take(np.arange(8 * BATCH)))
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
@@ -102,7 +104,7 @@ def test_a_batch_stays_as_it_is_while_its_consumer_holds_it():
 
 
 def test_corrupt_data_is_raised_at_the_batch_it_belongs_to():
-    ids = Order(COUNT, fork(0, "images")).take(np.arange(COUNT))
+    ids = FullOrder(COUNT, fork(0, "images")).take(np.arange(COUNT))
     bad = int(np.flatnonzero(ids == 7)[0]) // BATCH
     for start in range(bad + 1):
         batches = stream(store=Faulty()).batches(start * BATCH)
@@ -116,8 +118,9 @@ def test_corrupt_data_is_raised_at_the_batch_it_belongs_to():
 def test_a_flipped_bit_in_a_tar_reaches_the_consumer_by_name(tmp_path):
     manifest = pack_tiny(tmp_path / "tiny")
     place = spoil(manifest, 11)
+    library = Library(str(manifest.directory), tmp_path / "cache")
     with pytest.raises(ShardError) as error:
-        take(stream(store=TarStore(manifest, "train", size=8, crop=28)), steps=2)
+        take(stream(store=TarStore(Reader(library, "train", size=8, crop=28, threads=2))), steps=2)
     assert str(error.value).startswith(place)
 
 
@@ -146,11 +149,39 @@ def test_the_thread_is_at_most_the_depth_ahead():
             enough.set()
         return np.arange(seen, seen + BATCH)[None]
 
-    batches = Stream(Numbered(), [Order(COUNT, 0)], rows, BATCH, CPU).batches(0)
+    batches = Stream(Numbered(), [FullOrder(COUNT, 0)], rows, BATCH, CPU).batches(0)
     next(batches)
     assert enough.wait(60)
     batches.close()
     assert asked == [0, 24, 48, 72]
+
+
+def test_a_store_is_told_once_which_shards_come_next_and_before_they_are_needed():
+    counts = [4, 6, 5, 3, 5]  # COUNT images
+
+    class Windowed(Numbered):
+        def __init__(self):
+            self.told: list[tuple[list[int], list[int]]] = []
+
+        def expect(self, now, soon):
+            self.told.append((now, soon))
+
+        def gather(self, ids, out=None):
+            shards = np.searchsorted(np.cumsum(counts), ids, side="right")
+            assert set(shards.tolist()) <= set(self.told[-1][0])
+            return super().gather(ids, out)
+
+    store, orders = Windowed(), [WindowOrder(counts, 2, seed) for seed in (1, 2)]
+    batches = Stream(store, orders, lambda seen: np.arange(seen, seen + 2)[None], 2, CPU).batches(0)
+    for _ in range(COUNT):  # two epochs
+        next(batches)
+    batches.close()
+    assert all(told != later for told, later in itertools.pairwise(store.told))
+    assert all(not set(now) & set(soon) for now, soon in store.told)
+    assert len(store.told) < 2 * COUNT
+    first, after = orders[0].shards(np.arange(2))
+    assert store.told[0][0][: len(first)] == first
+    assert set(after) <= set(store.told[0][0] + store.told[0][1])
 
 
 def test_waiting_is_measured():
@@ -163,14 +194,14 @@ def test_waiting_is_measured():
 def test_a_program_may_end_without_closing_its_stream():
     script = """
 import numpy as np, torch
-from vaedist.data.order import Order
+from vaedist.data.order import FullOrder, WindowOrder
 from vaedist.data.stream import Stream
 class Store:
     count, shape = 5, (3, 2, 2)
     def gather(self, ids, out=None):
         return torch.zeros(len(ids), 3, 2, 2, dtype=torch.uint8)
 rows = lambda seen: np.arange(seen, seen + 4)[None]
-batches = Stream(Store(), [Order(5, 0)], rows, 4, torch.device("cpu")).batches(0)
+batches = Stream(Store(), [FullOrder(5, 0)], rows, 4, torch.device("cpu")).batches(0)
 next(batches)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
@@ -184,6 +215,20 @@ def test_a_cuda_device_receives_the_same_batches_through_the_pinned_ring():
     ids, positions = take(stream(names=("images", "pool"), device=torch.device("cuda")), steps=50)
     assert torch.equal(ids.cpu(), expected_ids)
     assert torch.equal(positions.cpu(), expected_positions)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_images_kept_on_a_cuda_device_come_in_the_same_batches(tmp_path):
+    library = Library(str(pack_tiny(tmp_path / "tiny").directory), tmp_path)
+    reader = Reader(library, "train", size=8, crop=28, threads=2)
+    images = []
+    for kind, device in (("tar", CPU), ("device", torch.device("cuda"))):
+        store = open_store(reader, kind=kind, cache=tmp_path, device=device, announce=print)
+        batches = stream(store=store, names=("images", "pool"), device=device).batches(0)
+        images.append(torch.stack([next(batches).images.cpu() for _ in range(50)]))
+        batches.close()
+    assert torch.equal(*images)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 1.0)])

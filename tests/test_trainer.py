@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from importlib.metadata import version
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from http_server import serving
 from PIL import Image
 from tiny_set import pack_tiny, spoil
 
+from shards.manifest import read
 from vaedist.config import dump
 from vaedist.noise import Noise
 from vaedist.recipe import load
@@ -37,11 +40,20 @@ def short(data: Path, run: Path, *more: str) -> list[str]:
     return [word for word in words if word.partition("=")[0] not in told] + list(more)
 
 
-def launch(*words: str, processes: int | None = None, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def launch(
+    *words: str, processes: int | None = None, flags: tuple[str, ...] = (), script: Path = TRAIN
+) -> subprocess.CompletedProcess[str]:
     accelerate = str(Path(sys.executable).with_name("accelerate"))
     several = ["--multi_gpu", "--num_processes", str(processes), "--main_process_port", "0"] if processes else []
-    command = [accelerate, "launch", *several, *flags, str(TRAIN), *words]
+    command = [accelerate, "launch", *several, *flags, str(script), *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def changed(directory: Path, line: str) -> Path:
+    """train.py with a line before it."""
+    script = directory / "changed.py"
+    script.write_text(f"import os, runpy, sys\n{line}\nrunpy.run_path({str(TRAIN)!r}, run_name='__main__')\n")
+    return script
 
 
 def complaints(output: str) -> list[str]:
@@ -143,6 +155,22 @@ def test_a_changed_recipe_is_not_resumed(data, tmp_path, capsys):
         f"vaedist: {run}/checkpoints/step-00000004: this run was started with objective.gamma=6.4, now it is 10.0: "
         "say run=ANOTHER_DIRECTORY to start a new one"
     ]
+
+
+def test_a_checkpoint_refuses_another_data_set_unless_the_user_names_the_one_it_is_of(data, tmp_path, capsys):
+    run, other = tmp_path / "run", tmp_path / "other"
+    cases.pack_discs(other, train=40)
+    assert main(short(data, run)) == 0
+    old, new = (read(directory).digest[:12] for directory in (data, other))
+    assert main(short(other, run, "train.steps=8")) == 1
+    assert complaints(capsys.readouterr().err) == [
+        f"vaedist: {run}/checkpoints/step-00000004: this run was started on the data set {old}, {other} is {new}: "
+        f"say run=ANOTHER_DIRECTORY to start a new one, or data.instead_of={old} to go on with this set knowingly"
+    ]
+    assert main(short(other, run, "train.steps=8", f"data.instead_of={new}")) == 1
+    assert main(short(other, run, "train.steps=8", f"data.instead_of={old}")) == 0
+    assert [row["step"] for row in cases.rows(run)] == list(range(1, 9))
+    assert main(short(other, run, "train.steps=9")) == 0  # the newest checkpoint is of this set
 
 
 def test_dry_run_prints_the_resolved_recipe_and_touches_nothing(data, tmp_path, capsys):
@@ -265,6 +293,30 @@ def test_a_corrupt_image_ends_both_processes_and_is_named(tmp_path):
     (said,) = complaints(done.stderr)
     assert where in said
     assert f"`python -m shards verify {data}`" in said
+
+
+def test_processes_that_would_take_different_steps_end_and_say_who_differs_in_what(data, tmp_path):
+    script = changed(tmp_path, "sys.argv.append('seed=' + os.environ['RANK'])")
+    done = launch(*short(data, tmp_path / "run"), processes=2, script=script)
+    assert done.returncode != 0
+    (said,) = complaints(done.stderr)
+    host = platform.node()
+    assert f"the processes disagree about the seed: rank 1 on {host} has 1, rank 0 on {host} 0; all need" in said
+
+
+def test_a_shard_that_stays_bad_ends_both_processes_with_its_url(tmp_path):
+    found = pack_tiny(tmp_path / "set", train=40)
+    shard = found.split("train").shards[2]
+    with serving() as server:
+        server.files = {f"/set/{path.name}": path.read_bytes() for path in found.directory.iterdir()}
+        server.files[f"/set/{shard.name}"] = server.files[f"/set/{shard.name}"][:-512]
+        words = ("data.store=tar", "data.window=2", "train.steps=40", "train.batch=2", f"data.shards={server.url}/set")
+        script = changed(tmp_path, "from shards import fetch; fetch.BACKOFF = 0.01")
+        done = launch(*short(found.directory, tmp_path / "run", *words), processes=2, script=script)
+    assert done.returncode != 0
+    said = set(complaints(done.stderr))
+    where, size = f"{server.url}/set/{shard.name}", shard.bytes
+    assert any(f"{where}: {size - 512:,} of {size:,} bytes came; gave up after 6 tries" in line for line in said)
 
 
 @pytest.mark.gpu

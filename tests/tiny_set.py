@@ -11,9 +11,10 @@ from shards.pack import pack_celeba
 from shards.plan import Options
 
 HEIGHT, WIDTH = 37, 31
+SMALL = Options(shard_mb=0.03)
 
 
-def pack_tiny(directory: Path, *, train: int = 23, valid: int = 5) -> Manifest:
+def pack_tiny(directory: Path, *, train: int = 23, valid: int = 5, options: Options = SMALL) -> Manifest:
     """Images 1..train + valid of 37x31 pixels, in shards of about five, from a source beside `directory`."""
     source = directory.with_name(f"{directory.name}.source")
     images = source / "img_align_celeba"
@@ -25,7 +26,7 @@ def pack_tiny(directory: Path, *, train: int = 23, valid: int = 5) -> Manifest:
     (source / "list_attr_celeba.txt").write_text(f"{len(names)}\nSmiling\n{attributes}")
     partition = "".join(f"{name} {int(image >= train)}\n" for image, name in enumerate(names))
     (source / "list_eval_partition.txt").write_text(partition)
-    return pack_celeba(source, directory, options=Options(shard_mb=0.03), workers=1, quiet=True)
+    return pack_celeba(source, directory, options=options, workers=1, quiet=True)
 
 
 def photograph(image: int, height: int = HEIGHT, width: int = WIDTH) -> bytes:

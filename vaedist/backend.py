@@ -39,9 +39,9 @@ class Backend:
         self.device = self._accelerator.device
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         self._bf16 = precision == "bf16"
+        self.threads = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # this process's share
         if self.device.type == "cpu":
-            local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            torch.set_num_threads(max(1, cores() // local_size))  # launchers say 1
+            torch.set_num_threads(self.threads)  # launchers say 1
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False

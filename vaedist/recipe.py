@@ -68,8 +68,8 @@ def load(words: Sequence[str]) -> tuple[Recipe, bool]:
 
 # What a resumed run may change: where things lie, how fast they go and when it looks, never what is computed.
 _FREE = (
-    "run", "data.shards", "data.draw", "data.store", "data.cache", "train.steps", "train.accumulate", "train.precision",
-    "evaluate.", "checkpoint.", "track.",
+    "run", "data.shards", "data.draw", "data.store", "data.cache", "data.pipe", "data.instead_of",
+    "train.steps", "train.accumulate", "train.precision", "evaluate.", "checkpoint.", "track.",
 )  # fmt: skip
 # Of these, what nevertheless makes another run of the same recipe unless `run` says otherwise.
 _NAMED = ("data.shards", "data.draw", "train.precision")
@@ -91,7 +91,13 @@ def default_run(command: Command, recipe: Recipe) -> Path:
 
 def refuse_other_run(snapshot: Snapshot, recipe: Recipe, digest: str) -> None:
     """Raises CheckpointError when the checkpoint is of a run that computes something else."""
-    changed = {"data": (f"set {snapshot.data[:12]}", f"set {digest[:12]}")} if snapshot.data != digest else {}
+    if snapshot.data != digest and not snapshot.data.startswith(recipe.data.instead_of or "none"):
+        raise CheckpointError(
+            f"{snapshot.path}: this run was started on the data set {snapshot.data[:12]}, {recipe.data.shards} is "
+            f"{digest[:12]}: say run=ANOTHER_DIRECTORY to start a new one, or data.instead_of={snapshot.data[:12]} to "
+            "go on with this set knowingly"
+        )
+    changed = {}
     for key, (before, now) in differences(snapshot.recipe, as_dict(recipe)).items():
         if not key.startswith(_FREE) and before != "absent":  # absent: an option younger than the checkpoint
             changed[key] = (before, now)

@@ -2,10 +2,12 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
 if not __package__:  # run as a file: its own directory comes first on the path, where the package's parent belongs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+PATIENCE = 30.0  # seconds for rank 0 to say what is wrong with all
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's C++ warnings speak to its developers
 
 
@@ -27,11 +29,11 @@ def main(words: list[str]) -> int:
         backend = Backend(precision=recipe.train.precision, accumulate=recipe.train.accumulate)
         train(recipe, backend)
         backend.close()
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, ElsewhereError) as error:
         if first or isinstance(error, ShardError | OSError):  # the others are the same on all ranks
             print(f"vaedist: {error}", file=sys.stderr, flush=True)
-        return 1
-    except ElsewhereError:
+        else:
+            time.sleep(PATIENCE)  # until the launcher ends us: it would end rank 0 before that one has said its line
         return 1
     except KeyboardInterrupt:
         if first:

@@ -1,6 +1,8 @@
 """A run from its recipe to its last checkpoint: the loop, read top to bottom."""
 
+import hashlib
 import json
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import TypeVar
@@ -15,7 +17,6 @@ from vaedist.checkpoint import CheckpointError, Checkpoints, Progress, Snapshot
 from vaedist.config import ConfigError, as_dict, dump
 from vaedist.console import Console
 from vaedist.data import Dataset
-from vaedist.data.order import Order
 from vaedist.data.pixels import flip, to_float
 from vaedist.data.stream import Batch, Stream
 from vaedist.environment import environment
@@ -48,7 +49,7 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
         f"{f' in {accumulate} micro-batches' if accumulate > 1 else ''}, {local} images at a time on each"
     )
     checkpoints = Checkpoints(recipe.run / "checkpoints", recipe.checkpoint.keep)
-    data, objective, snapshot = on_all_ranks(world, lambda: open_run(recipe, world, checkpoints, console))
+    data, objective, snapshot = on_all_ranks(world, lambda: open_run(recipe, backend, checkpoints, console))
     model, optimizer = backend.prepare(objective, recipe.optimizer.build(objective.param_groups()))
     progress, meters = Progress(), Meters(world)
     if snapshot is not None:
@@ -56,8 +57,7 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
         progress, meters.rows = snapshot.progress, snapshot.meters
         if progress.step < steps:
             console.say(f"{recipe.run}: resumed at step {progress.step}")
-    if len(set(world.everyone((progress.step, data.digest, dump(recipe))))) > 1:
-        raise ConfigError(f"{recipe.run}: the processes do not see the same run directory, data set and command")
+    refuse_disagreement(recipe, progress, data, world)
     if progress.step >= steps:
         console.say(complete(recipe, progress.step))
         return objective
@@ -66,12 +66,13 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
 
     stream = Stream(
         data.train,
-        orders=[Order(data.train.count, fork(recipe.seed, "order", k)) for k in range(objective.streams)],
+        orders=[data.order(fork(recipe.seed, "order", k)) for k in range(objective.streams)],
         rows=lambda seen: world.positions(seen, batch, accumulate),
         batch=batch,
         device=backend.device,
     )
-    subject = Subject(objective, data.valid, world, backend, recipe.evaluate.batch)
+    looked_at = min(data.valid.count, recipe.evaluate.images or data.valid.count)
+    subject = Subject(objective, data.valid, world, backend, recipe.evaluate.batch, looked_at)
     tracker = on_all_ranks(world, lambda: start_tracking(recipe, backend, data, console, progress.step))
     speed = Speed(stream, progress.seen)
     console.start(steps, progress.step)
@@ -124,17 +125,40 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
 
 
 def open_run(
-    recipe: Recipe, world: World, checkpoints: Checkpoints, console: Console
+    recipe: Recipe, backend: Backend, checkpoints: Checkpoints, console: Console
 ) -> tuple[Dataset, Objective, Snapshot | None]:
     """The data set, the untrained objective, and the newest checkpoint if it is of this very run."""
     torch.manual_seed(fork(recipe.seed, "weights"))
-    manifest = recipe.data.find(console.say)
-    shape = (manifest.channels, recipe.data.size, recipe.data.size)
+    library, world = recipe.data.find(console.say), backend.world
+    shape = (library.manifest.channels, recipe.data.size, recipe.data.size)
     objective = recipe.objective.build(recipe.model.build(shape, world), world)
     snapshot = checkpoints.newest(console.say)
     if snapshot is not None:
-        refuse_other_run(snapshot, recipe, manifest.digest)
-    return recipe.data.open(manifest, console.say), objective, snapshot  # last: it may decode all images
+        refuse_other_run(snapshot, recipe, library.manifest.digest)
+    data = recipe.data.open(  # last: it may decode all images
+        library, console.say, device=backend.device, threads=backend.threads, quiet=not backend.main
+    )
+    return data, objective, snapshot
+
+
+def refuse_disagreement(recipe: Recipe, progress: Progress, data: Dataset, world: World) -> None:
+    """Raises ConfigError, on every rank, where one is about to take other steps than rank 0, and says how."""
+    said = {
+        "the data set": data.digest[:12],
+        "the decoded pixels": data.train.digest and data.train.digest[:12],
+        "the seed": str(recipe.seed),
+        "the step": str(progress.step),
+        "the recipe": hashlib.sha256(dump(recipe).encode()).hexdigest()[:12],
+    }
+    everyone = world.everyone((platform.node(), said))
+    host, first = everyone[0]
+    for rank, (other_host, other) in enumerate(everyone):
+        for what, value in other.items():
+            if value != first[what] and None not in (value, first[what]):  # None: decoded at every access
+                raise ConfigError(
+                    f"{recipe.run}: the processes disagree about {what}: rank {rank} on {other_host} has {value}, "
+                    f"rank 0 on {host} {first[what]}; all need the same command, files and installed packages"
+                )
 
 
 def start_tracking(recipe: Recipe, backend: Backend, data: Dataset, console: Console, done: int) -> Tracker:

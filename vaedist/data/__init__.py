@@ -4,46 +4,86 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.manifest import NAME, Manifest, ShardError, read
-from vaedist.config import bounded
-from vaedist.data.lock import exclusive
+import torch
+
+from shards.library import CACHE, Library
+from shards.lock import exclusive
+from shards.manifest import NAME, ShardError
+from shards.reader import Reader
+from vaedist.config import ConfigError, bounded
+from vaedist.data.order import FullOrder, Order, WindowOrder
 from vaedist.data.store import Kind, Store, open_store
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """`crop` null means the largest centre square. `auto` is `host` where the disk of `cache` has room, else `tar`."""
+    """`crop` null means the largest centre square.
 
-    shards: Path = Path("data/celeba")  # a directory that `python -m shards pack` has made
+    `auto` is `device` on a GPU with ample memory, else `host` where the disk of `cache` has room, else `tar`.
+    """
+
+    shards: str = "data/celeba"  # a directory that `python -m shards` has made, or its http, s3, gs, hf or pipe URL
     size: int = bounded(64, at_least=1)  # pixels a side, after cropping
     crop: int | None = bounded(148, at_least=1)  # pixels a side of the centre square
     flip: bool = False  # mirror half of the training images, anew in every epoch
-    store: Kind = "auto"  # decode once per node, or at every access
-    cache: Path = Path("~/.cache/vaedist")  # decoded images, on a disk of the node
+    store: Kind = "auto"  # decode once into the device or per node, or at every access
+    window: int | None = bounded(None, at_least=1)  # shards among which a `tar` store shuffles; null: all
+    cache: Path = CACHE  # fetched shards and decoded images, on a disk of the node
+    cache_gb: float | None = bounded(None, above=0)  # 10^9 bytes that fetched shards may take; null: all they need
+    pipe: bool = False  # run the `pipe:` commands that the manifest names
     draw: int = bounded(0, at_least=0)  # `shards` is that many drawn faces, drawn at their first use
+    instead_of: str | None = None  # digest of the set that the run was begun with, to go on with this one knowingly
 
-    def find(self, announce: Callable[[str], None]) -> Manifest:
-        """What the packed set holds; ShardError if it is missing or damaged. `announce` shows the user a line."""
+    def find(self, announce: Callable[[str], None]) -> Library:
+        """The packed set; ShardError if it is missing or damaged. `announce` shows the user a line."""
         if self.draw:
             self._draw(announce)
-        return read(self.shards)
+        limit = None if self.cache_gb is None else round(self.cache_gb * 1e9)
+        return Library(self.shards, self.cache, limit=limit, pipe=self.pipe, announce=announce)
 
-    def open(self, manifest: Manifest, announce: Callable[[str], None]) -> "Dataset":
-        """The images of the set, decoded if this is their first use on this node; ShardError as above."""
-        cache = self.cache.expanduser()
-        train, valid = (
-            open_store(manifest, split, size=self.size, crop=self.crop, kind=self.store, cache=cache, announce=announce)
-            for split in ("train", "valid")
-        )
-        return Dataset(digest=manifest.digest, train=train, valid=valid)
+    def open(
+        self,
+        library: Library,
+        announce: Callable[[str], None],
+        *,
+        device: torch.device = CPU,
+        threads: int = 1,
+        quiet: bool = True,
+    ) -> "Dataset":
+        """The images of the set, decoded if this is their first use on this node, by `threads`; ShardError as above."""
+        if self.window is not None and self.store != "tar":
+            raise ConfigError("data.window is for sets larger than the disk: it needs data.store=tar")
+        cache, splits = self.cache.expanduser(), library.manifest.splits
+        if "valid" not in splits:
+            announce(f"{library.location}: no valid split: eval/ figures are of training images")
+        stores = {}
+        for split in ("train", "valid") if "valid" in splits else ("train",):
+            reader = Reader(library, split, size=self.size, crop=self.crop, threads=threads)
+            self._require_room(library, split)
+            stores[split] = open_store(
+                reader, kind=self.store, cache=cache, device=device, announce=announce, quiet=quiet
+            )
+        shards = [shard.count for shard in library.manifest.split("train").shards]
+        valid = stores.get("valid", stores["train"])
+        digest = library.manifest.digest
+        return Dataset(digest=digest, train=stores["train"], valid=valid, shards=shards, window=self.window)
+
+    def _require_room(self, library: Library, split: str) -> None:
+        sizes = sorted((shard.bytes for shard in library.manifest.split(split).shards), reverse=True)
+        if self.store == "tar":
+            at_once = sum(sizes if self.window is None else sizes[: 2 * self.window])
+            library.require_room(split, at_once, "raise data.cache_gb, or shuffle in smaller windows: data.window")
 
     def _draw(self, announce: Callable[[str], None]) -> None:
         from shards.pack import pack_faces  # the writer's side, which a run on packed data does not need
 
-        with exclusive(self.shards.with_name(f".{self.shards.name}.lock"), announce):
+        shards = Path(self.shards)
+        with exclusive(shards.with_name(f".{shards.name}.lock"), announce):
             # one process of the node draws and shows its progress; where that many are drawn already nothing happens
             try:
-                pack_faces(self.shards, count=self.draw, quiet=(self.shards / NAME).exists())
+                pack_faces(shards, count=self.draw, quiet=(shards / NAME).exists())
             except ShardError as error:
                 raise ShardError(f"{error}; to train on what is there, say data.draw=0") from None
 
@@ -55,3 +95,9 @@ class Dataset:
     digest: str  # the identity of the packed set, whatever is cut out of it
     train: Store
     valid: Store
+    shards: list[int]  # images in each shard of train
+    window: int | None
+
+    def order(self, seed: int) -> Order:
+        """The order of the training images under a seed."""
+        return FullOrder(self.train.count, seed) if self.window is None else WindowOrder(self.shards, self.window, seed)

@@ -22,7 +22,7 @@ DEPTH = 3  # batches fetched ahead: one that is ready, one being copied to the d
 class Batch:
     """What one rank needs for one optimizer step, on its device."""
 
-    images: Tensor  # uint8 [streams, accumulate, local, 3, size, size]
+    images: Tensor  # uint8 [streams, accumulate, local, channels, size, size]
     positions: Tensor  # int64 [accumulate, local]: where each image stands in its stream
 
 
@@ -47,9 +47,15 @@ class Stream:
         in the thread, such as corrupt data, is raised here in the place of the batch it concerns.
         """
         loader = _CudaLoader(self.device) if self.device.type == "cuda" else _Loader(self.device)
+        expected: tuple[list[int], list[int]] = [], []
 
         def load(number: int) -> _Loaded:
+            nonlocal expected
             positions = self.rows(start + number * self.batch)
+            shards = self._shards(positions)
+            if shards != expected:
+                expected = shards
+                self.store.expect(*shards)
             return loader.load(self.store, np.stack([order.take(positions) for order in self.orders]), positions)
 
         ahead = _Ahead(load)
@@ -61,6 +67,13 @@ class Stream:
                 yield loader.hand_over(loaded.pop())  # nothing here keeps a batch alive that the consumer let go
         finally:
             ahead.close()
+
+    def _shards(self, positions: Ids) -> tuple[list[int], list[int]]:
+        """The shards that any of the streams needs at these positions, and those needed after them."""
+        windows = [order.shards(positions) for order in self.orders]
+        now = list(dict.fromkeys(shard for window, _ in windows for shard in window))
+        soon = dict.fromkeys(shard for _, window in windows for shard in window)
+        return now, [shard for shard in soon if shard not in now]
 
 
 @dataclass(frozen=True)
@@ -121,7 +134,7 @@ class _Loader:
 
 
 class _CudaLoader(_Loader):
-    """Gathers into a ring of pinned buffers and copies on a stream of its own, beside the device's work."""
+    """Gathers on the device, or into a ring of pinned buffers that are copied there, on a stream of its own."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -130,19 +143,21 @@ class _CudaLoader(_Loader):
 
     def load(self, store: Store, ids: Ids, positions: Ids) -> _Loaded:
         with torch.cuda.stream(self.side):  # also makes its device this thread's, for the pinned memory and the copies
+            if store.device.type == "cuda":
+                images = store.gather(ids.ravel()).unflatten(0, ids.shape)
+                places = torch.from_numpy(positions).pin_memory().to(self.side.device, non_blocking=True)
+                return _Loaded(Batch(images, places), self.side.record_event())
             if len(self.ring) < DEPTH:
-                images = torch.empty((*ids.shape, *store.shape), dtype=torch.uint8, pin_memory=True)
-                places = torch.empty(positions.shape, dtype=torch.int64, pin_memory=True)
+                pinned = torch.empty((*ids.shape, *store.shape), dtype=torch.uint8, pin_memory=True)
+                where = torch.empty(positions.shape, dtype=torch.int64, pin_memory=True)
             else:
-                images, places, copied = self.ring.pop(0)
+                pinned, where, copied = self.ring.pop(0)
                 copied.synchronize()
-            store.gather(ids.ravel(), out=images.flatten(0, ids.ndim - 1))
-            places.copy_(torch.from_numpy(positions))
-            batch = Batch(
-                images.to(self.side.device, non_blocking=True), places.to(self.side.device, non_blocking=True)
-            )
+            store.gather(ids.ravel(), out=pinned.flatten(0, ids.ndim - 1))
+            where.copy_(torch.from_numpy(positions))
+            batch = Batch(pinned.to(self.side.device, non_blocking=True), where.to(self.side.device, non_blocking=True))
             copied = self.side.record_event()
-        self.ring.append((images, places, copied))
+        self.ring.append((pinned, where, copied))
         return _Loaded(batch, copied)
 
     def hand_over(self, loaded: _Loaded) -> Batch:

@@ -26,6 +26,7 @@ class Config:
     every: int = bounded(10_000, at_least=1)  # steps; the last step is always evaluated
     names: tuple[str, ...] = ("elbo", "reconstructions", "samples", "traversals")
     batch: int = bounded(256, at_least=1)  # held-out images at a time, of all ranks together
+    images: int | None = bounded(None, at_least=1)  # the first so many held-out images; null: all
 
     def __post_init__(self) -> None:
         known = available(__name__)
@@ -43,6 +44,7 @@ class Subject:
     world: World
     backend: Backend
     batch: int  # of all ranks together
+    count: int  # of the held-out images that are looked at
 
     def images(self, ids: np.ndarray) -> tuple[Tensor, Noise]:
         """Held-out images [n, C, H, W] in the model's pixel range, and noise that belongs to them for ever."""

@@ -1,4 +1,4 @@
-"""The held-out ELBO: every image of the validation split once, one draw of z each, whatever the number of ranks."""
+"""The held-out ELBO: every image that is looked at once, one draw of z each, whatever the number of ranks."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from vaedist.evaluators import Subject
 
 def run(subject: Subject) -> Iterator[tuple[str, float]]:
     objective = subject.objective
-    count = subject.held_out.count
+    count = subject.count
     sums = torch.zeros(2, dtype=torch.float64, device=subject.backend.device)
     for images, noise in subject.share(count):
         mu, logvar, z = objective.posterior(images, noise)

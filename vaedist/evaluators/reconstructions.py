@@ -12,7 +12,7 @@ COLUMNS, ROWS = 10, 4
 
 def run(subject: Subject) -> Iterator[tuple[str, Picture]]:
     objective = subject.objective
-    images, noise = subject.images(np.arange(min(COLUMNS * ROWS, subject.held_out.count)))
+    images, noise = subject.images(np.arange(min(COLUMNS * ROWS, subject.count)))
     mu, _ = objective.vae.encode(images, noise)
     rebuilt = objective.likelihood.mean(objective.vae.decode(mu, noise))
     pairs = [torch.cat(rows) for rows in zip(images.split(COLUMNS), rebuilt.split(COLUMNS), strict=True)]
