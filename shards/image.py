@@ -3,7 +3,7 @@
 import io
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,26 +55,34 @@ def decode(data: bytes, channels: int) -> np.ndarray:
     return _pillow(data, lambda image: _pixels(image, channels))
 
 
-def square(pixels: np.ndarray, crop: int | None, size: int) -> np.ndarray:
-    """The centre `crop` pixels of uint8 [height, width, channels] scaled to uint8 [channels, size, size].
+def centre(pixels: np.ndarray, crop: int | None) -> np.ndarray:
+    """The centre square of uint8 [height, width, channels], `crop` pixels a side or (None) the largest there is.
 
-    crop None is the largest square there is. Scaling is bilinear with antialiasing, in integers: the same bits on every
-    machine. ValueError if the image is smaller than `crop`.
+    ValueError if the image is smaller than that.
     """
     height, width, _ = pixels.shape
     side = min(height, width) if crop is None else crop
     if side > min(height, width):
         raise ValueError(f"{width} x {height} pixels, too small for a crop of {side}")
     top, left = round((height - side) / 2), round((width - side) / 2)  # as torchvision's CenterCrop
-    cut = pixels[top : top + side, left : left + side]
-    if side == size:
-        return cut.transpose(2, 0, 1)
+    return pixels[top : top + side, left : left + side]
+
+
+def scale(squares: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """Squares, uint8 [side, side, channels] each, of one side or several, as uint8 [n, channels, size, size].
+
+    Bilinear with antialiasing, in integers: the same bits on every machine and in any company.
+    """
+    if len({square.shape for square in squares}) > 1:
+        return np.concatenate([scale([square], size) for square in squares])
+    images = np.stack(squares)
+    if images.shape[1] == size:
+        return images.transpose(0, 3, 1, 2)
     import torch  # seconds, which those who scale nothing do not pay
 
     with torch.no_grad():
-        image = torch.from_numpy(np.require(cut, requirements=["W"])).permute(2, 0, 1)[None]
-        scaled = torch.nn.functional.interpolate(image, size=(size, size), mode="bilinear", antialias=True)
-    return scaled[0].numpy()
+        planes = torch.from_numpy(images).permute(0, 3, 1, 2)
+        return torch.nn.functional.interpolate(planes, size=(size, size), mode="bilinear", antialias=True).numpy()
 
 
 def to_png(pixels: np.ndarray) -> bytes:

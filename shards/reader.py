@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from shards import image
 from shards.library import Library
 from shards.manifest import ShardError
+
+TOGETHER = 16  # images that a thread decodes and scales at a time
 
 
 class Reader:
@@ -33,7 +36,8 @@ class Reader:
         self._tars: dict[int, np.ndarray] = {}
         self._coming: set[int] = set()  # shards that are being fetched ahead
         self._guard = threading.Lock()
-        self._pool = ThreadPoolExecutor(threads, "decode")
+        scales = not manifest.scaled and (crop or manifest.smallest) != size
+        self._pool = ThreadPoolExecutor(threads, "decode", initializer=_alone if scales else None)
         if not library.is_fetched(split):
             for number in range(self.shards):  # what is missing shows at once
                 self._tar(number)
@@ -42,7 +46,11 @@ class Reader:
         """The images `ids` (int64 [n], 0 <= id < count) as uint8 [n, *shape], in `out` if given."""
         if out is None:
             out = np.empty((len(ids), *self.shape), np.uint8)
-        list(self._pool.map(self._decode, ids.tolist(), out))  # list: waits for all, raises the first error
+        parts = range(0, len(ids), TOGETHER)
+        work = self._pool.map(
+            self._decode, (ids[at : at + TOGETHER] for at in parts), (out[at : at + TOGETHER] for at in parts)
+        )
+        list(work)  # waits for all, raises the first error
         return out
 
     def rows(self, number: int) -> np.ndarray:
@@ -80,13 +88,16 @@ class Reader:
                 tar = self._tars[number]
         return tar
 
-    def _decode(self, row: int, out: np.ndarray) -> None:
+    def _decode(self, ids: np.ndarray, out: np.ndarray) -> None:
+        out[:] = image.scale([self._square(row) for row in ids.tolist()], self.size)
+
+    def _square(self, row: int) -> np.ndarray:
         shard, offset, length, crc32, _ = self._index[row].item()
         payload = self._tar(shard)[offset : offset + length].tobytes()
         if zlib.crc32(payload) != crc32:
             raise self._corrupt(row, "its crc32 is not the one of the index")
         try:
-            out[:] = image.square(image.decode(payload, self.shape[0]), self._cut, self.size)
+            return image.centre(image.decode(payload, self.shape[0]), self._cut)
         except ValueError as error:
             raise self._corrupt(row, f"it is {error}") from None
 
@@ -95,3 +106,10 @@ class Reader:
         where, key = self.library.where(self.split, shard), self.library.manifest.key(self.split, row)
         cure = f"run `python -m shards verify {self.library.location}`"
         return ShardError(f"{where}: image {key} at byte {offset} is corrupt: {reason}; {cure}")
+
+
+def _alone() -> None:
+    """Has torch work in the calling thread only: the others of the pool are busy, and its own would wait for cores."""
+    import torch  # noqa: F401  what is not loaded yet cannot be limited
+
+    threadpool_limits(limits=1, user_api="openmp")

@@ -97,7 +97,7 @@ def _encode(job: Job, row: int, original: bytes) -> tuple[bytes, tuple[int, int,
         raise error(f"{fault}; get this image again") from None
     if job.crop is not None and job.crop > min(size[:2]):
         raise error(f"{size[1]} x {size[0]}, too small for --crop {job.crop}")
-    square = image.square(pixels, job.crop, job.npy)
+    [square] = image.scale([image.centre(pixels, job.crop)], job.npy)
     return image.to_npy(square.transpose(1, 2, 0)), (job.npy, job.npy, size[2])
 
 

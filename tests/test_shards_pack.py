@@ -421,7 +421,9 @@ def test_decoded_squares_are_stored_as_arrays(source, tmp_path):
     assert (found.encoding, found.height, found.width, found.scaled, found.crop) == ("npy", 8, 8, True, 16)
     for number, sample in enumerate(stock(found, "train"), 1):
         pixels = image.decode(photograph(number), 3)
-        assert np.array_equal(np.load(io.BytesIO(sample["npy"])), image.square(pixels, 16, 8).transpose(1, 2, 0))
+        assert np.array_equal(
+            np.load(io.BytesIO(sample["npy"])), image.scale([image.centre(pixels, 16)], 8)[0].transpose(1, 2, 0)
+        )
     assert verify(found.directory, deep=True, quiet=True) == []
     assert pack_quietly(source, tmp_path / "set", npy=8, crop=16) == found
     with pytest.raises(ShardError, match=r"its images are npy, 8 x 8, crop 16\)"):

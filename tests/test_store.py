@@ -109,7 +109,7 @@ def test_decoding_and_scaling_let_other_threads_work():
     photo = np.random.default_rng(0).integers(0, 256, (500, 500, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     stream = io.BytesIO()
     Image.fromarray(photo).save(stream, "JPEG")
-    for work in (lambda: image.decode(stream.getvalue(), 3), lambda: image.square(photo, None, 3000)):
+    for work in (lambda: image.decode(stream.getvalue(), 3), lambda: image.scale([photo], 3000)):
         thread, pauses = threading.Thread(target=work), [time.perf_counter()]
         thread.start()
         while thread.is_alive():
