@@ -26,12 +26,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 
-from shards import pack
-from shards.decoded import decoded
-from shards.library import Library
-from shards.plan import Options, plan
-from shards.reader import Reader
-from shards.source import Files, Source
+from shards.packing import pack
+from shards.packing.plan import Options, plan
+from shards.reading.decoded import decoded
+from shards.reading.library import Library
+from shards.reading.reader import Reader
+from shards.sources import Files, Source
 from vaedist.data.order import FullOrder
 from vaedist.data.store import DeviceStore, HostStore, Store, TarStore
 from vaedist.data.stream import Batch, Stream

@@ -5,8 +5,13 @@ import os
 import sys
 from pathlib import Path
 
-from shards import index_command, inspect, manifest, pack_command, verify_command, warm
+from shards import manifest
+from shards.checking import command as verify_command
+from shards.checking import inspect
+from shards.foreign import command as index_command
 from shards.manifest import ShardError
+from shards.packing import command as pack_command
+from shards.reading import warm
 
 
 def main(arguments: list[str] | None = None) -> int:

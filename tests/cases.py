@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shards.pack import pack_celeba
+from shards.packing.pack import pack_celeba
 from vaedist.backend import Backend
 from vaedist.config import available
 from vaedist.objectives import Objective

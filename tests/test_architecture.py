@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path.relative_to(ROOT) for package in ("shards", "vaedist") for path in (ROOT / package).rglob("*.py"))
 OWNERS = {  # only these files know the package
     "accelerate": ("vaedist/backend.py",),
-    "h5py": ("shards/official.py",),
+    "h5py": ("shards/sources/official.py",),
     "simplejpeg": ("shards/image.py",),
     "torch.distributed": ("vaedist/backend.py", "vaedist/world.py"),
     "wandb": ("vaedist/tracker.py",),
@@ -60,7 +60,7 @@ def test_the_format_of_the_shards_does_not_know_the_training():
 
 
 def test_packing_and_reading_do_not_wait_for_torch_to_be_imported():
-    script = "import sys, shards.__main__, shards.reader; print('torch' in sys.modules)"
+    script = "import sys, shards.__main__, shards.reading.reader; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

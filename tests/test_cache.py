@@ -13,16 +13,17 @@ from pathlib import Path
 import pytest
 from http_server import Server, serving
 
-from shards import ahead, fetch, files, lock, room, sources
-from shards.cache import Cache
+from shards import files, lock
 from shards.manifest import File, ShardError
+from shards.remote import ahead, fetch, protocols, room
+from shards.remote.cache import Cache
 
 SIZE = 20_000
 PREAMBLE = """
 import sys
 from pathlib import Path
-from shards import fetch, room, sources
-from shards.cache import Cache
+from shards.remote import fetch, room, protocols
+from shards.remote.cache import Cache
 from shards.manifest import File
 fetch.BACKOFF, room.PAUSE = 0.001, 0.01
 def file(name):
@@ -42,7 +43,7 @@ def server():
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch):
     monkeypatch.setattr(fetch, "BACKOFF", 0.001)
-    monkeypatch.setattr(sources, "STALL", 20)
+    monkeypatch.setattr(protocols, "STALL", 20)
     monkeypatch.setattr(room, "GRACE", 0.2)
     monkeypatch.setattr(room, "PAUSE", 0.01)
     monkeypatch.setattr(ahead, "PAUSE", 0.01)
@@ -88,6 +89,14 @@ class Set:
         assert [path for path in self.folder.glob(".*") if path.stat().st_size] == []
         return names
 
+    def unused(self) -> list[Path]:
+        """What is in the cache and nobody has open, not even who has just fetched it."""
+        free = []
+        for path in self.folder.glob("[!.]*"):
+            with path.open("rb") as stream:
+                free += [path] if lock.try_lock(stream, path) else []
+        return free
+
 
 def test_four_processes_download_each_file_once_from_a_server_that_fails_twice(server, tmp_path):
     many = Set(server, tmp_path, 6)
@@ -120,7 +129,7 @@ def test_another_process_takes_over_from_a_downloader_that_was_killed(server, tm
     monkeypatch.setattr(lock, "PATIENCE", 0)
     one = Set(server, tmp_path, 1)
     server.faults["/a-0.tar"].append("stall")
-    downloader = one.run("sources.STALL = 1000\ncache.get(f'{url}/a-0.tar', file('a-0.tar'))")
+    downloader = one.run("protocols.STALL = 1000\ncache.get(f'{url}/a-0.tar', file('a-0.tar'))")
     assert server.stalling.wait(30)
     said = []
 
@@ -140,7 +149,7 @@ def test_another_process_takes_over_from_a_downloader_that_was_killed(server, tm
 def test_what_a_killed_downloader_has_left_is_removed_even_if_nobody_needs_it(server, tmp_path):
     one = Set(server, tmp_path, 1)
     server.faults["/a-0.tar"].append("stall")
-    downloader = one.run("sources.STALL = 1000\ncache.get(f'{url}/a-0.tar', file('a-0.tar'))")
+    downloader = one.run("protocols.STALL = 1000\ncache.get(f'{url}/a-0.tar', file('a-0.tar'))")
     assert server.stalling.wait(30)
     one.cache().close()
     assert len(list(one.folder.glob(".*.part"))) == 1  # of one that lives
@@ -291,7 +300,7 @@ def test_a_file_that_is_needed_now_does_not_wait_for_those_that_are_needed_later
     many = Set(server, tmp_path, 6)
     with closing(many.cache(3)) as cache:
         cache.prefetch([(many.url(file), file) for file in many.files])
-        wait(lambda: len(many.held()) == 3)
+        wait(lambda: len(many.unused()) == 3)
         many.get(cache, many.files[5])
         assert many.held() == ["a-0.tar", "a-1.tar", "a-5.tar"]  # the one needed last made room
         cache.release(many.files[5])
@@ -317,7 +326,7 @@ def test_what_goes_wrong_in_the_background_is_raised_where_the_file_is_needed(se
 @pytest.mark.parametrize(("fault", "stall"), [("drip", 1000), ("503", 1000), ("stall", 0.5), ("silent", 0.5)])
 def test_closing_ends_the_threads_whatever_they_do(server, tmp_path, monkeypatch, fault, stall):
     monkeypatch.setattr(fetch, "BACKOFF", 1000)
-    monkeypatch.setattr(sources, "STALL", stall)
+    monkeypatch.setattr(protocols, "STALL", stall)
     many = Set(server, tmp_path, 6)
     for file in many.files:
         server.faults[f"/{file.name}"].extend([fault] * 6)

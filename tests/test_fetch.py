@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from http_server import Server, serving
 
-from shards import fetch, files, sources
-from shards.fetch import StoppedError, download, is_remote, join, refuse_pipe
+from shards import files
 from shards.manifest import ShardError
+from shards.remote import fetch, protocols
+from shards.remote.fetch import StoppedError, download, is_remote, join, refuse_pipe
 
 DATA = os.urandom(100_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -29,12 +30,12 @@ def server():
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch):
     monkeypatch.setattr(fetch, "BACKOFF", 0.001)
-    monkeypatch.setattr(sources, "STALL", 20)
+    monkeypatch.setattr(protocols, "STALL", 20)
 
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(sources, "STALL", 0.4)
+    monkeypatch.setattr(protocols, "STALL", 0.4)
 
 
 def get(url: str, path: Path, **kwargs) -> bytes:

@@ -9,11 +9,11 @@ import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
-from shards import fetch, sources
-from shards.fetch import download, join
 from shards.manifest import ShardError
+from shards.remote import fetch, protocols
+from shards.remote.fetch import download, join
 
-DATA = os.urandom(3 * sources.PIECE // 2)
+DATA = os.urandom(3 * protocols.PIECE // 2)
 SHA256 = hashlib.sha256(DATA).hexdigest()
 
 
@@ -51,7 +51,7 @@ def test_an_object_is_fetched_from_any_server_of_s3(tmp_path, monkeypatch):
 
 def test_a_server_of_s3_that_never_answers_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "TRIES", 2)
-    monkeypatch.setattr(sources, "STALL", 0.3)
+    monkeypatch.setattr(protocols, "STALL", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{mute.getsockname()[1]}")
         with pytest.raises(ShardError, match=r"^s3://bucket/a: [Rr]ead timeout.*; gave up after 2 tries"):

@@ -10,11 +10,11 @@ import torch
 from tiny_set import pack_tiny
 
 from shards import manifest
-from shards.decoded import PIXELS
-from shards.library import Library
+from shards.checking.verify import verify
 from shards.manifest import ShardError
-from shards.reader import Reader
-from shards.verify import verify
+from shards.reading.decoded import PIXELS
+from shards.reading.library import Library
+from shards.reading.reader import Reader
 from vaedist.data.store import TarStore, open_store
 
 FLIPS = {  # what is hit -> how often

@@ -15,12 +15,13 @@ import torch
 from http_server import Server, serving
 from tiny_set import pack_tiny
 
-from shards import fetch, manifest
-from shards.decoded import decoded
-from shards.library import Library
+from shards import manifest
 from shards.manifest import Manifest, ShardError
-from shards.plan import Options
-from shards.reader import Reader
+from shards.packing.plan import Options
+from shards.reading.decoded import decoded
+from shards.reading.library import Library
+from shards.reading.reader import Reader
+from shards.remote import fetch
 from vaedist.data import Config
 from vaedist.data.stream import Stream
 
@@ -178,10 +179,10 @@ def test_four_processes_decode_a_set_whose_shards_all_fail_twice_after_one_downl
     script = """
 import sys, zlib
 from pathlib import Path
-from shards import fetch
-from shards.decoded import decoded
-from shards.library import Library
-from shards.reader import Reader
+from shards.remote import fetch
+from shards.reading.decoded import decoded
+from shards.reading.library import Library
+from shards.reading.reader import Reader
 fetch.BACKOFF = 0.001
 library = Library(sys.argv[1], Path(sys.argv[2]), announce=lambda line: None)
 reader = Reader(library, "train", size=16, crop=28, threads=1)

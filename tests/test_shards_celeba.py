@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tiny_celeba import ATTRIBUTES, add_options, as_csv, label, names, photograph, write_source, zip_images
 
-from shards import celeba
 from shards.manifest import ShardError
+from shards.sources import celeba
 
 
 @pytest.fixture

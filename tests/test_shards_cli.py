@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 from tiny_celeba import HEIGHT, WIDTH, add_options, photograph, write_source
 
-from shards import inspect, manifest
+from shards import manifest
 from shards.__main__ import main
-from shards.verify import verify
+from shards.checking import inspect
+from shards.checking.verify import verify
 
 
 @pytest.fixture

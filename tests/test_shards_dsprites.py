@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import dsprites
+from shards.sources import dsprites
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT.parent / "shared" / "data" / "dsprites"
@@ -29,7 +29,7 @@ def random_classes(count, seed=0):
 def inside(classes):
     """[64, 64] by the shape's own equation at every pixel centre."""
     _, shape, scale, turn, x, y = (values[i] for values, i in zip(dsprites.FACTORS.values(), classes, strict=True))
-    outlines = json.loads((ROOT / "shards" / "dsprites_outlines.json").read_text())
+    outlines = json.loads((ROOT / "shards" / "sources" / "dsprites_outlines.json").read_text())
     i, j = np.indices((64, 64))
     z = (j + 0.5 - 16 - 32 * x + 1j * (i + 0.5 - 16 - 32 * y)) * np.exp(1j * turn) / scale
     if shape == 1:
@@ -87,7 +87,7 @@ def test_a_mirrored_heart_is_the_heart_turned_the_other_way():
 
 
 def test_a_shape_covers_the_area_of_its_outline():
-    outlines = json.loads((ROOT / "shards" / "dsprites_outlines.json").read_text())
+    outlines = json.loads((ROOT / "shards" / "sources" / "dsprites_outlines.json").read_text())
     radii = np.array(outlines["heart_radius_by_half_degree_0_to_180"])
     areas = [
         (2 * outlines["square_half_side"]) ** 2,

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards import drawing, faces
 from shards.manifest import ShardError
-from shards.pack import pack_faces
-from shards.plan import Options
+from shards.packing.pack import pack_faces
+from shards.packing.plan import Options
+from shards.sources import drawing, faces
 
 GOLDEN_FACTORS = [15.667702674865723, 6.031954288482666, 2.746384620666504]
 GOLDEN_PORTRAIT = "3264d53550492e7f6ea0cc43a20e6cb919fe5e9f13df86f7e2d2ed93e909e339"  # changes only by intent

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from tiny_celeba import photograph
 
-from shards import folder, image, manifest, pack
+from shards import image, manifest
 from shards.__main__ import main
+from shards.checking.verify import verify
 from shards.manifest import ShardError
-from shards.plan import Options, plan
-from shards.verify import verify
+from shards.packing import pack
+from shards.packing.plan import Options, plan
+from shards.sources import folder
 
 
 @pytest.fixture

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards import dsprites, ground_truth, image, official, pack, shapes3d
+from shards import image
 from shards.__main__ import main
+from shards.checking.verify import verify
 from shards.manifest import ShardError, read
-from shards.plan import Options, plan
-from shards.verify import verify
+from shards.packing import pack
+from shards.packing.plan import Options, plan
+from shards.sources import dsprites, ground_truth, official, shapes3d
 
 COUNT = 40
 
@@ -176,8 +178,9 @@ def test_drawing_dsprites_needs_no_torch(tmp_path):
     code = f"""
 import sys
 from pathlib import Path
-from shards import ground_truth, pack
-from shards.plan import plan
+from shards.sources import ground_truth
+from shards.packing import pack
+from shards.packing.plan import plan
 source = ground_truth.source("dsprites", count=20)
 pack.pack(plan("dsprites", source, pack.DEFAULT), Path({str(tmp_path / "set")!r}), workers=1, quiet=True)
 assert "torch" not in sys.modules

@@ -12,13 +12,14 @@ from damage import republish
 from foreign_tars import END, header, member, pax, picture, write, write_samples
 from tiny_set import pack_tiny
 
-from shards import fetch, manifest
+from shards import manifest
 from shards.__main__ import main
-from shards.index import index
-from shards.library import Library
+from shards.checking.verify import verify
+from shards.foreign.index import index
 from shards.manifest import ShardError
-from shards.reader import Reader
-from shards.verify import verify
+from shards.reading.library import Library
+from shards.reading.reader import Reader
+from shards.remote import fetch
 
 
 def keys(found, split):

@@ -6,8 +6,9 @@ import numpy as np
 from foreign_tars import picture, write
 from PIL import Image
 
-from shards import inspect, manifest
-from shards.index import index
+from shards import manifest
+from shards.checking import inspect
+from shards.foreign.index import index
 
 
 def test_a_thousand_classes_are_a_short_table(tmp_path):

@@ -16,11 +16,12 @@ import webdataset
 from tiny_celeba import HEIGHT, WIDTH, add_options, label, names, photograph, write_source, zip_images
 from webdataset.writer import TarWriter
 
-from shards import faces, image, manifest, pack, tar
+from shards import image, manifest, tar
+from shards.checking.verify import verify
 from shards.manifest import Factor, ShardError
-from shards.plan import Options, cut
-from shards.source import Table, samples
-from shards.verify import verify
+from shards.packing import pack
+from shards.packing.plan import Options, cut
+from shards.sources import Table, faces, samples
 
 TINY = 0.012  # MB: three or four of the tiny images a shard
 
@@ -362,7 +363,7 @@ def test_an_interrupt_is_one_line_and_publishes_nothing(source, tmp_path):
 def test_packing_loads_no_torch(source, tmp_path):
     code = f"""
 import sys
-from shards.pack import pack_celeba
+from shards.packing.pack import pack_celeba
 pack_celeba({str(source)!r}, {str(tmp_path / "set")!r}, workers=1)
 assert "torch" not in sys.modules
 """

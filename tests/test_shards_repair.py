@@ -12,13 +12,15 @@ from damage import flip
 from foreign_tars import picture, write_samples
 from tiny_celeba import add_options, photograph, write_source
 
-from shards import folder, ground_truth, manifest, pack
+from shards import manifest
 from shards.__main__ import main
-from shards.index import index
+from shards.checking.repair import repair
+from shards.checking.verify import verify
+from shards.foreign.index import index
 from shards.manifest import ShardError
-from shards.plan import Options, plan
-from shards.repair import repair
-from shards.verify import verify
+from shards.packing import pack
+from shards.packing.plan import Options, plan
+from shards.sources import folder, ground_truth
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from shards import raycasting, shapes3d
+from shards.sources import raycasting, shapes3d
 
 NAMES = list(shapes3d.FACTORS)
 SURFACES = {"floor_hue": raycasting.FLOOR, "wall_hue": raycasting.WALLS, "object_hue": raycasting.OBJECT}

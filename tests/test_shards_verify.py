@@ -7,13 +7,14 @@ import pytest
 from damage import flip, republish
 from tiny_celeba import add_options, photograph, write_source
 
-from shards import manifest, pack
+from shards import manifest
+from shards.checking.stock import stock_faults
+from shards.checking.tars import samples, tars
+from shards.checking.verify import verify
 from shards.files import replacing
 from shards.manifest import ShardError
-from shards.plan import Options
-from shards.stock import stock_faults
-from shards.tars import samples, tars
-from shards.verify import verify
+from shards.packing import pack
+from shards.packing.plan import Options
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,12 @@ from PIL import Image
 from tiny_set import HEIGHT, WIDTH, pack_tiny, photograph, spoil
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
-from shards import decoded, image
-from shards.decoded import PIXELS, SIDECAR
-from shards.library import Library
+from shards import image
 from shards.manifest import Manifest, ShardError, read
-from shards.reader import Reader
+from shards.reading import decoded
+from shards.reading.decoded import PIXELS, SIDECAR
+from shards.reading.library import Library
+from shards.reading.reader import Reader
 from vaedist.config import ConfigError
 from vaedist.data import Config
 from vaedist.data.store import DeviceStore, HostStore, Store, TarStore, open_store
@@ -224,9 +225,10 @@ HELPERS = """
 import os, signal, time, zlib
 import numpy as np
 from pathlib import Path
-from shards import decoded, image
-from shards.library import Library
-from shards.reader import Reader
+from shards.reading import decoded
+from shards import image
+from shards.reading.library import Library
+from shards.reading.reader import Reader
 reader = Reader(Library(sys.argv[1], Path()), "train", size=16, crop=28, threads=1)
 decode = decoded._decode_part
 print("ready", flush=True)

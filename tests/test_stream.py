@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny_set import pack_tiny, spoil
 
-from shards.library import Library
 from shards.manifest import ShardError
-from shards.reader import Reader
+from shards.reading.library import Library
+from shards.reading.reader import Reader
 from vaedist.data.order import FullOrder, WindowOrder
 from vaedist.data.pixels import flip, to_float
 from vaedist.data.store import TarStore, open_store

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from shards.manifest import Manifest
-from shards.pack import pack_celeba
-from shards.plan import Options
+from shards.packing.pack import pack_celeba
+from shards.packing.plan import Options
 
 HEIGHT, WIDTH = 37, 31
 SMALL = Options(shard_mb=0.03)

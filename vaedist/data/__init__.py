@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from shards.library import CACHE, Library
 from shards.lock import exclusive
 from shards.manifest import NAME, ShardError
-from shards.reader import Reader
+from shards.reading.library import CACHE, Library
+from shards.reading.reader import Reader
 from vaedist.config import ConfigError, bounded
 from vaedist.data.order import FullOrder, Order, WindowOrder
 from vaedist.data.store import Kind, Store, open_store
@@ -77,7 +77,7 @@ class Config:
             library.require_room(split, at_once, "raise data.cache_gb, or shuffle in smaller windows: data.window")
 
     def _draw(self, announce: Callable[[str], None]) -> None:
-        from shards.pack import pack_faces  # the writer's side, which a run on packed data does not need
+        from shards.packing.pack import pack_faces  # the writer's side, which a run on packed data does not need
 
         shards = Path(self.shards)
         with exclusive(shards.with_name(f".{shards.name}.lock"), announce):

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shards.decoded import Decoded, NoRoomError, decoded
 from shards.manifest import ShardError
-from shards.reader import Reader
+from shards.reading.decoded import Decoded, NoRoomError, decoded
+from shards.reading.reader import Reader
 from vaedist.data.order import Ids
 
 Kind = Literal["auto", "device", "host", "tar"]

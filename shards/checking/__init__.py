@@ -1,0 +1,1 @@
+"""Whether a set is what its manifest says, and making it so again."""

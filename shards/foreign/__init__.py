@@ -1,0 +1,1 @@
+"""Tars that somebody else has made: how they become a set."""

@@ -1,0 +1,1 @@
+"""How a set becomes pixels on this node."""

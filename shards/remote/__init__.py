@@ -1,0 +1,1 @@
+"""How files come from elsewhere, once a node."""
