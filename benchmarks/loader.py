@@ -31,7 +31,7 @@ from shards.packing.plan import Options, plan
 from shards.reading.decoded import decoded
 from shards.reading.library import Library
 from shards.reading.reader import Reader
-from shards.sources import Files, Source
+from shards.sources.folder import read as read_folder
 from vaedist.data.order import FullOrder
 from vaedist.data.store import DeviceStore, HostStore, Store, TarStore
 from vaedist.data.stream import Batch, Stream
@@ -90,17 +90,7 @@ def extract(library: Library, folder: Path) -> list[Path]:
 
 def repacked(paths: list[Path], dst: Path, npy: int | None) -> Library:
     """These files as a set of training images alone."""
-    sizes = np.array([path.stat().st_size for path in paths], np.int64)
-    source = Source(
-        place=paths[0].parent,
-        images=Files(folder=paths[0].parent, names=[path.name for path in paths]),
-        numbers=np.arange(1, len(paths) + 1),
-        bytes=sizes,
-        split=np.zeros(len(paths), np.int8),
-        tables={},
-        digests={},
-        identity=str(dst),
-    )
+    source = read_folder(paths[0].parent, classes=False, valid=0)
     pack.pack(plan(dst.name, source, Options(npy=npy, crop=CROP if npy else None)), dst, workers=1, quiet=True)
     return Library(str(dst), dst.parent)
 

@@ -27,7 +27,8 @@ class Reader:
             cure = f"say data.size={manifest.height} data.crop={'null' if manifest.crop is None else manifest.crop}"
             raise ShardError(f"{library.location}: its images were scaled when they were packed; {cure}")
         if not manifest.scaled and crop is not None and crop > manifest.smallest:
-            raise ShardError(f"{library.location}: data.crop={crop} is larger than its images, {manifest.size_text}")
+            told = f"data.crop={crop} is larger than its images, {manifest.size_text}"
+            raise ShardError(f"{library.location}: {told}; say data.crop=null for the largest square of each")
         self.library, self.split, self.size, self.crop = library, split, size, crop
         self.count, self.shape = manifest.split(split).count, (manifest.channels, size, size)
         self.shards = len(manifest.split(split).shards)
