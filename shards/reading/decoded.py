@@ -126,7 +126,7 @@ def _begin(folder: Path, identity: dict[str, Any], split: str, announce: Callabl
     free = shutil.disk_usage(folder.parent).free
     room = f"{need / 1e6:,.0f} MB decoded, {free / 1e6:,.0f} MB free in {folder.parent}"
     if need + SLACK > free:
-        raise NoRoomError(room)
+        raise NoRoomError(f"{room}, where {SLACK / 1e6:,.0f} MB are left to others")
     announce(f"{split}: decoding once for all runs on this node: {room}")
     draft.mkdir()
     with _written(folder), (draft / PIXELS).open("wb") as stream:
