@@ -11,6 +11,7 @@ from shards.checking import inspect
 from shards.foreign import command as index_command
 from shards.manifest import ShardError
 from shards.packing import command as pack_command
+from shards.packing.command import directory
 from shards.reading import warm
 
 
@@ -39,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     index_command.add(commands)
     verify_command.add(commands)
     show = commands.add_parser("inspect", help="describe a set and draw a grid of samples")
-    show.add_argument("dst", type=Path, metavar="DST")
+    show.add_argument("dst", type=directory, metavar="DST")
     show.add_argument("--grid", type=Path, metavar="FILE", help="the grid, a PNG (NAME-grid.png in this folder)")
     show.set_defaults(command=_inspect)
     warm.add(commands)

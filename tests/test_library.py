@@ -245,6 +245,31 @@ def test_a_limit_below_two_windows_is_refused_before_anything_is_fetched(packed,
     assert [server.gets[name] for name in shards(packed)] == [0] * len(shards(packed))
 
 
+def test_two_streams_need_room_for_the_windows_of_both(packed, server, tmp_path):
+    """FactorVAE reads two orders at once: what lasts for one would end such a run in the middle."""
+    sizes = [shard.bytes for shard in packed.split("train").shards]
+    config = Config(
+        shards=f"{server.url}/set",
+        store="tar",
+        window=1,
+        cache=tmp_path,
+        cache_gb=2 * max(sizes) / 1e9,
+        size=16,
+        crop=28,
+    )
+    config.open(config.find(print), print)
+    with pytest.raises(ShardError, match=r"of fetched shards are needed at one time, the limit is .* data\.window"):
+        config.open(config.find(print), print, streams=2)
+
+
+def test_shards_that_are_decoded_make_room_for_those_of_other_splits(packed, server, tmp_path):
+    library = Library(f"{server.url}/set", tmp_path, announce=lambda line: None)
+    decoded(Reader(library, "train", size=16, crop=28, threads=1), tmp_path, print)
+    assert library._cache is not None
+    assert not any(library._cache._pins.values())
+    library.close()
+
+
 def test_a_set_can_be_fetched_and_decoded_before_a_job_starts(packed, server, tmp_path, capsys):
     from shards.__main__ import main
 

@@ -173,6 +173,15 @@ def test_a_wrong_command_line_is_refused_with_its_usage(arguments, capsys):
     assert "usage: python -m shards" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", ["inspect {}", "verify {}", "pack faces {} --count 3", "index a.tar --to {}"])
+def test_a_url_is_no_directory_to_write_into(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(words.format("s3://bucket/set").split())
+    assert "s3://bucket/set is a URL; name a directory of this machine" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_is_one_line_that_names_the_file(source, tmp_path):
     command = f'exec "{sys.executable}" -m shards pack celeba "{source}" "{tmp_path}/set" --workers 1'
     result = subprocess.run(["bash", "-c", f"ulimit -f 4; {command}"], capture_output=True, text=True, check=False)

@@ -322,3 +322,8 @@ def test_deep_compares_what_the_tar_says_with_the_arrays(tmp_path):
     assert any(
         fault.startswith("v.tar: 2 samples where the index has 3") for fault in verify(tmp_path, deep=True, quiet=True)
     )
+
+
+def test_braces_that_are_never_closed_are_one_line(tmp_path):
+    with pytest.raises(ShardError, match=r"^a-{0..3.tar: Unbalanced braces: .*; braces are as in {000..012}$"):
+        index(["a-{0..3.tar"], tmp_path)

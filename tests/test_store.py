@@ -18,7 +18,7 @@ from PIL import Image
 from tiny_set import HEIGHT, WIDTH, pack_tiny, photograph, spoil
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
-from shards import image
+from shards import image, manifest
 from shards.manifest import Manifest, ShardError, read
 from shards.reading import decoded
 from shards.reading.decoded import PIXELS, SIDECAR
@@ -226,7 +226,7 @@ import os, signal, time, zlib
 import numpy as np
 from pathlib import Path
 from shards.reading import decoded
-from shards import image
+from shards import image, manifest
 from shards.reading.library import Library
 from shards.reading.reader import Reader
 reader = Reader(Library(sys.argv[1], Path()), "train", size=16, crop=28, threads=1)
@@ -322,6 +322,15 @@ def test_a_window_needs_the_store_that_can_do_with_a_part_of_the_set(packed, tmp
     now, soon = dataset.order(0).shards(positions[:1])
     assert 1 <= len(now) <= 2
     assert 1 <= len(soon) <= 2
+
+
+def test_an_evaluation_on_training_images_does_not_read_through_the_windows(tmp_path):
+    found = pack_tiny(tmp_path / "set", train=20)
+    bare = manifest.write(replace(found, splits={"train": found.splits["train"]}))
+    config = Config(shards=str(bare.directory), size=16, crop=28, cache=tmp_path, store="tar", window=1)
+    dataset = config.open(config.find(print), lambda line: None)
+    assert dataset.valid is not dataset.train
+    assert torch.equal(dataset.valid.gather(np.arange(20)), dataset.train.gather(np.arange(20)))
 
 
 def test_a_missing_data_set_is_named_with_the_command_that_makes_it(tmp_path):

@@ -311,7 +311,7 @@ def test_a_shard_that_stays_bad_ends_both_processes_with_its_url(tmp_path):
         server.files = {f"/set/{path.name}": path.read_bytes() for path in found.directory.iterdir()}
         server.files[f"/set/{shard.name}"] = server.files[f"/set/{shard.name}"][:-512]
         words = ("data.store=tar", "data.window=2", "train.steps=40", "train.batch=2", f"data.shards={server.url}/set")
-        script = changed(tmp_path, "from shards import fetch; fetch.BACKOFF = 0.01")
+        script = changed(tmp_path, "from shards.remote import fetch; fetch.BACKOFF = 0.01")
         done = launch(*short(found.directory, tmp_path / "run", *words), processes=2, script=script)
     assert done.returncode != 0
     said = set(complaints(done.stderr))

@@ -136,7 +136,12 @@ def open_run(
     if snapshot is not None:
         refuse_other_run(snapshot, recipe, library.manifest.digest)
     data = recipe.data.open(  # last: it may decode all images
-        library, console.say, device=backend.device, threads=backend.threads, quiet=not backend.main
+        library,
+        console.say,
+        device=backend.device,
+        streams=objective.streams,
+        threads=backend.threads,
+        quiet=not backend.main,
     )
     return data, objective, snapshot
 

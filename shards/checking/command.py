@@ -2,13 +2,12 @@
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from shards import manifest
 from shards.checking import repair, verify
 from shards.manifest import ShardError
-from shards.packing.command import positive
+from shards.packing.command import directory, positive
 
 DESCRIPTION = """
 Checks size and sha256 of every file. With --repair, damaged and missing files are made again first, and must become
@@ -22,7 +21,7 @@ def add(commands: Any) -> None:
     """Adds `verify` to the commands of a parser."""
     text = "check a set; the exit status is 1 if it has faults"
     parser = commands.add_parser("verify", help=text, description=DESCRIPTION)
-    parser.add_argument("dst", type=Path, metavar="DST")
+    parser.add_argument("dst", type=directory, metavar="DST")
     parser.add_argument("--deep", action="store_true", help="also decode every sample and compare it with the arrays")
     parser.add_argument("--stock", action="store_true", help="also read everything with the webdataset package")
     parser.add_argument("--repair", action="store_true", help="first make damaged and missing files again")

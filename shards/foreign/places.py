@@ -44,7 +44,11 @@ def _expanded(text: str) -> list[str]:
         return [text]
     from webdataset.shardlists import expand_urls  # imports torch: seconds
 
-    return expand_urls(text)
+    try:
+        expanded: list[str] = expand_urls(text)
+    except ValueError as error:
+        raise ShardError(f"{text}: {' '.join(str(error).split())}; braces are as in {{000..012}}") from None
+    return expanded
 
 
 def _place(split: str, text: str, dst: Path) -> Place:

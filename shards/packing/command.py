@@ -7,6 +7,7 @@ from typing import Any
 from shards.manifest import ShardError
 from shards.packing import pack
 from shards.packing.plan import Options, plan
+from shards.remote.fetch import is_remote
 from shards.sources import Source, celeba, faces, folder, ground_truth
 
 
@@ -56,6 +57,13 @@ def positive(text: str) -> int:
     return number
 
 
+def directory(text: str) -> Path:
+    """A directory on this machine; a URL would be taken for one of that name."""
+    if is_remote(text):
+        raise argparse.ArgumentTypeError(f"{text} is a URL; name a directory of this machine")
+    return Path(text)
+
+
 def _add_missing(parser: argparse.ArgumentParser, who: str) -> None:
     parser.add_argument("--allow-missing", action="store_true", help=f"leave out images that {who} and SRC lacks")
 
@@ -63,7 +71,7 @@ def _add_missing(parser: argparse.ArgumentParser, who: str) -> None:
 def _add_options(parser: argparse.ArgumentParser, read: Any, defaults: Options = pack.DEFAULT) -> None:
     """What all sources have in common; read(arguments) is the name of the set and its source."""
     parser.set_defaults(command=_pack, read=read)
-    parser.add_argument("dst", type=Path, metavar="DST", help="directory of the set: new, empty or unfinished")
+    parser.add_argument("dst", type=directory, metavar="DST", help="directory of the set: new, empty or unfinished")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     size = f"size of a shard, about ({defaults.shard_mb:g})"
     parser.add_argument("--shard-mb", type=float, default=defaults.shard_mb, metavar="MB", help=size)

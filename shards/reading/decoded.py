@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from shards.parallel import shown
 from shards.reading.reader import Reader
 
 PIXELS, SIDECAR = "pixels.u8", "pixels.json"
-CHUNK = 512  # images decoded between two writes
+CHUNK = 2**25  # bytes decoded between two writes: each process of the node has as many in memory
 SLACK = 2**30  # bytes of disk a cache leaves to others
 AGAIN = 0.1  # seconds between two looks at what the other processes do
 
@@ -47,11 +47,11 @@ class Decoded:
 
     def warm(self) -> None:
         """Reads the file once in order, so that no batch waits for the disk, and checks its bits; ShardError."""
-        start = 0
+        start, step = 0, _images_a_chunk(self.shape[1:])
         for count, crc32 in zip(self.rows, self.crc32s, strict=True):
             found = 0
-            for at in range(start, start + count, CHUNK):
-                found = zlib.crc32(self.pixels[at : min(at + CHUNK, start + count)].data, found)
+            for at in range(start, start + count, step):
+                found = zlib.crc32(self.pixels[at : min(at + step, start + count)].data, found)
             if found != crc32:
                 raise ShardError(f"{self.path}: the decoded images are corrupt; delete this file and start again")
             start += count
@@ -78,6 +78,7 @@ def decoded(reader: Reader, cache: Path, announce: Callable[[str], None], *, qui
             if _draft(folder).exists():
                 _finish(folder, identity)
         time.sleep(AGAIN if _defect(folder, identity) is not None else 0)
+    reader.expect([], [])  # the pixels are here: fetched shards may make room for those of other splits
     return Decoded(folder, identity)
 
 
@@ -125,7 +126,7 @@ def _begin(folder: Path, identity: dict[str, Any], split: str, announce: Callabl
     free = shutil.disk_usage(folder.parent).free
     room = f"{need / 1e6:,.0f} MB decoded, {free / 1e6:,.0f} MB free in {folder.parent}"
     if need + SLACK > free:
-        raise NoRoomError(room)
+        raise NoRoomError(f"{room}, where {SLACK / 1e6:,.0f} MB are left to others")
     announce(f"{split}: decoding once for all runs on this node: {room}")
     draft.mkdir()
     with _written(folder), (draft / PIXELS).open("wb") as stream:
@@ -155,17 +156,22 @@ def _decode_part(reader: Reader, draft: Path, part: int, first: int) -> None:
         if _mark(draft, part).exists() or not draft.exists():
             return
         ids, crc32 = first + np.arange(len(reader.rows(part))), 0
+        step = _images_a_chunk(reader.shape)
         reader.expect([part], [])
         with (draft / PIXELS).open("r+b") as stream:
             stream.seek(first * int(np.prod(reader.shape)))
-            for at in range(0, len(ids), CHUNK):
-                data = reader.read(ids[at : at + CHUNK]).data
+            for at in range(0, len(ids), step):
+                data = reader.read(ids[at : at + step]).data
                 crc32 = zlib.crc32(data, crc32)
                 stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         with replacing(_mark(draft, part)) as mark:
             mark.write(json.dumps(crc32).encode())
+
+
+def _images_a_chunk(shape: Sequence[int]) -> int:
+    return max(1, CHUNK // int(np.prod(shape)))
 
 
 def _finish(folder: Path, identity: dict[str, Any]) -> None:

@@ -49,31 +49,35 @@ class Config:
         announce: Callable[[str], None],
         *,
         device: torch.device = CPU,
+        streams: int = 1,
         threads: int = 1,
         quiet: bool = True,
     ) -> "Dataset":
-        """The images of the set, decoded if this is their first use on this node, by `threads`; ShardError as above."""
+        """The images of the set, decoded if this is their first use on this node, by `threads`; ShardError as above.
+
+        streams: how many orders of the training images will be read at once, each through windows of its own.
+        """
         if self.window is not None and self.store != "tar":
             raise ConfigError("data.window is for sets larger than the disk: it needs data.store=tar")
         cache, splits = self.cache.expanduser(), library.manifest.splits
         if "valid" not in splits:
             announce(f"{library.location}: no valid split: eval/ figures are of training images")
-        stores = {}
-        for split in ("train", "valid") if "valid" in splits else ("train",):
-            reader = Reader(library, split, size=self.size, crop=self.crop, threads=threads)
-            self._require_room(library, split)
-            stores[split] = open_store(
-                reader, kind=self.store, cache=cache, device=device, announce=announce, quiet=quiet
-            )
-        shards = [shard.count for shard in library.manifest.split("train").shards]
-        valid = stores.get("valid", stores["train"])
-        digest = library.manifest.digest
-        return Dataset(digest=digest, train=stores["train"], valid=valid, shards=shards, window=self.window)
 
-    def _require_room(self, library: Library, split: str) -> None:
+        def store(split: str) -> Store:
+            reader = Reader(library, split, size=self.size, crop=self.crop, threads=threads)
+            self._require_room(library, split, streams)
+            return open_store(reader, kind=self.store, cache=cache, device=device, announce=announce, quiet=quiet)
+
+        train = store("train")
+        shared = "valid" not in splits and self.window is None  # windows leave a reader only the shards of their own
+        valid = train if shared else store("valid" if "valid" in splits else "train")
+        shards = [shard.count for shard in library.manifest.split("train").shards]
+        return Dataset(digest=library.manifest.digest, train=train, valid=valid, shards=shards, window=self.window)
+
+    def _require_room(self, library: Library, split: str, streams: int) -> None:
         sizes = sorted((shard.bytes for shard in library.manifest.split(split).shards), reverse=True)
         if self.store == "tar":
-            at_once = sum(sizes if self.window is None else sizes[: 2 * self.window])
+            at_once = sum(sizes if self.window is None else sizes[: 2 * self.window * streams])
             library.require_room(split, at_once, "raise data.cache_gb, or shuffle in smaller windows: data.window")
 
     def _draw(self, announce: Callable[[str], None]) -> None:

@@ -28,7 +28,7 @@ def run(subject: Subject) -> Iterator[tuple[str, Picture]]:
 
 def kl_per_latent(subject: Subject) -> Tensor:
     """Mean KL of every latent over up to `IMAGES` held-out images, float64 [latent], the same on every rank."""
-    count = min(IMAGES, subject.held_out.count)
+    count = min(IMAGES, subject.count)
     total = torch.zeros(subject.objective.vae.latent, dtype=torch.float64, device=subject.backend.device)
     for images, noise in subject.share(count):
         total += gaussian.kl(*subject.objective.vae.encode(images, noise)).double().sum(0)
