@@ -209,8 +209,9 @@ def held(cache: Path) -> int:
     return total
 
 
-def test_a_window_needs_no_more_disk_than_itself_and_the_next(packed, server, tmp_path):
-    """Two epochs from a cache that holds half of the set: the same images as from the disk, fetched in order."""
+def test_a_window_needs_no_more_disk_than_itself_and_the_next(packed, server, tmp_path, monkeypatch):
+    """Two epochs from a cache that holds a part of the set: the same images as from the disk, fetched in order."""
+    monkeypatch.setattr("vaedist.data.EVALUATED", 0)
     sizes = [shard.bytes for shard in packed.split("train").shards]
     limit = 4 * max(sizes)
     config = Config(
@@ -245,18 +246,35 @@ def test_a_limit_below_two_windows_is_refused_before_anything_is_fetched(packed,
     assert [server.gets[name] for name in shards(packed)] == [0] * len(shards(packed))
 
 
+def test_an_evaluation_between_steps_keeps_no_shard(server, tmp_path, monkeypatch):
+    """The cache has room for two windows of one shard and one shard of the evaluation, and for nothing else."""
+    monkeypatch.setattr("vaedist.data.EVALUATED", 1)
+    packed = pack_tiny(tmp_path / "set", train=40, valid=15)
+    publish(server, packed)
+    train, valid = (max(shard.bytes for shard in packed.split(name).shards) for name in ("train", "valid"))
+    config = Config(shards=f"{server.url}/set", store="tar", window=1, cache=tmp_path / "cache", size=16, crop=28)
+    config = replace(config, cache_gb=(2 * train + valid) / 1e9)
+    library = config.find(lambda line: None)
+    data = config.open(library, lambda line: None, threads=2)
+    assert len(packed.split("valid").shards) > 1
+    stream = Stream(data.train, [data.order(0)], lambda seen: np.arange(seen, seen + 4)[None], 4, torch.device("cpu"))
+    batches = stream.batches(0)
+    near = Reader(Library(str(packed.directory), tmp_path), "valid", size=16, crop=28, threads=2)
+    for step in range(20):
+        batch = next(batches)
+        assert batch.images.shape[2] == 4
+        if step % 5 == 0:
+            for ids in np.split(np.arange(15), range(1, 15)):
+                assert np.array_equal(data.valid.gather(ids).numpy(), near.read(ids))
+    batches.close()
+    library.close()
+
+
 def test_two_streams_need_room_for_the_windows_of_both(packed, server, tmp_path):
     """FactorVAE reads two orders at once: what lasts for one would end such a run in the middle."""
-    sizes = [shard.bytes for shard in packed.split("train").shards]
-    config = Config(
-        shards=f"{server.url}/set",
-        store="tar",
-        window=1,
-        cache=tmp_path,
-        cache_gb=2 * max(sizes) / 1e9,
-        size=16,
-        crop=28,
-    )
+    train, valid = (max(shard.bytes for shard in packed.split(name).shards) for name in ("train", "valid"))
+    config = Config(shards=f"{server.url}/set", store="tar", window=1, cache=tmp_path, size=16, crop=28)
+    config = replace(config, cache_gb=(2 * train + valid) / 1e9)
     config.open(config.find(print), print)
     with pytest.raises(ShardError, match=r"of fetched shards are needed at one time, the limit is .* data\.window"):
         config.open(config.find(print), print, streams=2)

@@ -239,9 +239,9 @@ def test_processes_that_open_a_cold_cache_together_share_the_work(packed, tmp_pa
     """Each shard is decoded by one of them; here each process waits until the other has one too."""
     script = """
 input()
-def slowly(reader, draft, part, first):
+def slowly(reader, draft, part, first, soon):
     before = set(draft.glob("*.json"))
-    decode(reader, draft, part, first)
+    decode(reader, draft, part, first, soon)
     if (draft / f"{part:06d}.json") in set(draft.glob("*.json")) - before:
         print("part", part)
         time.sleep(0.3)
@@ -268,10 +268,10 @@ print("crc32", zlib.crc32(images.pixels))
 
 def test_a_killed_build_goes_on_with_the_shards_that_it_had_not_decoded(packed, tmp_path):
     script = """
-def until_the_third(reader, draft, part, first):
+def until_the_third(reader, draft, part, first, soon):
     if part == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    decode(reader, draft, part, first)
+    decode(reader, draft, part, first, soon)
 decoded._decode_part = until_the_third
 decoded.decoded(reader, Path(sys.argv[2]), print, quiet=True)
 """

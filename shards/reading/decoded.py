@@ -139,11 +139,13 @@ def _decode_parts(reader: Reader, draft: Path, identity: dict[str, Any], quiet: 
     """Decodes the parts, one a shard, that no other process has decoded or is decoding."""
     counts = identity["rows"]
     todo = [part for part in range(len(counts)) if not _mark(draft, part).exists()]
-    for part in shown(todo, [counts[part] for part in todo], "decoding", quiet):
-        _decode_part(reader, draft, part, first=sum(counts[:part]))
+    for part, soon in shown(
+        zip(todo, [*todo[1:], None], strict=True), [counts[part] for part in todo], "decoding", quiet
+    ):
+        _decode_part(reader, draft, part, first=sum(counts[:part]), soon=[] if soon is None else [soon])
 
 
-def _decode_part(reader: Reader, draft: Path, part: int, first: int) -> None:
+def _decode_part(reader: Reader, draft: Path, part: int, first: int, soon: list[int]) -> None:
     try:
         lock = (draft / f"{part:06d}.lock").open("a")
     except FileNotFoundError:
@@ -157,7 +159,7 @@ def _decode_part(reader: Reader, draft: Path, part: int, first: int) -> None:
             return
         ids, crc32 = first + np.arange(len(reader.rows(part))), 0
         step = _images_a_chunk(reader.shape)
-        reader.expect([part], [])
+        reader.expect([part], soon)
         with (draft / PIXELS).open("r+b") as stream:
             stream.seek(first * int(np.prod(reader.shape)))
             for at in range(0, len(ids), step):

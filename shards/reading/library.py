@@ -60,14 +60,21 @@ class Library:
         if items:
             self._fetched.prefetch(items)
 
+    def cancel(self, split: str, number: int) -> None:
+        """Undo the `prefetch` of a shard for which no `path` will come."""
+        shard = self._shard(split, number)
+        if self._url(shard) is not None:
+            self._fetched.cancel(shard)
+
     def is_fetched(self, split: str) -> bool:
         """Whether the shards of a split come from elsewhere."""
         return any(self._url(shard) is not None for shard in self.manifest.split(split).shards)
 
-    def require_room(self, split: str, bytes_at_once: int, cure: str) -> None:
-        """ShardError if the limit of the cache is below what will be needed at one time."""
-        if self._limit is not None and bytes_at_once > self._limit and self.is_fetched(split):
-            need = f"{bytes_at_once / 1e9:,.1f} GB of fetched shards are needed at one time"
+    def require_room(self, at_once: int, cure: str) -> None:
+        """ShardError if the limit of the cache is below the bytes of fetched shards that are needed at one time."""
+        fetched = any(self.is_fetched(split) for split in self.manifest.splits)
+        if fetched and self._limit is not None and at_once > self._limit:
+            need = f"{at_once / 1e9:,.1f} GB of fetched shards are needed at one time"
             raise ShardError(f"{self.location}: {need}, the limit is {self._limit / 1e9:,.1f} GB; {cure}")
 
     def where(self, split: str, number: int) -> str:

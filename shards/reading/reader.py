@@ -54,6 +54,11 @@ class Reader:
         list(work)  # waits for all, raises the first error
         return out
 
+    def shards_of(self, ids: np.ndarray) -> list[int]:
+        """The shards that hold these images, ascending."""
+        shards: list[int] = np.unique(self._index["shard"][ids]).tolist()
+        return shards
+
     def rows(self, number: int) -> np.ndarray:
         """The ids of the images in a shard, ascending."""
         return np.flatnonzero(self._index["shard"] == number)
@@ -68,6 +73,9 @@ class Reader:
         for number in self._tars.keys() - {*now, *soon}:
             del self._tars[number]
             self.library.release(self.split, number)
+        for number in self._coming - {*now, *soon}:
+            self._coming.remove(number)
+            self.library.cancel(self.split, number)
         self._prefetch(now)
         for number in now:
             self._tar(number)

@@ -72,6 +72,10 @@ class Cache:
         """
         self._ahead.add(items)
 
+    def cancel(self, file: File) -> None:
+        """Undo one item of `prefetch`: no `get` will come. What is here already may make room for others."""
+        self._ahead.taken(file)
+
     def close(self) -> None:
         """Ends prefetching, within `STALL` seconds at worst, and releases all files."""
         self._ahead.close()

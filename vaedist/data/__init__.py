@@ -12,9 +12,10 @@ from shards.reading.library import CACHE, Library
 from shards.reading.reader import Reader
 from vaedist.config import ConfigError, bounded
 from vaedist.data.order import FullOrder, Order, WindowOrder
-from vaedist.data.store import Kind, Store, open_store
+from vaedist.data.store import Kind, PassingStore, Store, TarStore, open_store
 
 CPU = torch.device("cpu")
+EVALUATED = 8  # fetched shards, at most, that the processes of a node look at in an evaluation at one time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,22 +64,31 @@ class Config:
         if "valid" not in splits:
             announce(f"{library.location}: no valid split: eval/ figures are of training images")
 
+        self._require_room(library, streams)
+
         def store(split: str) -> Store:
             reader = Reader(library, split, size=self.size, crop=self.crop, threads=threads)
-            self._require_room(library, split, streams)
             return open_store(reader, kind=self.store, cache=cache, device=device, announce=announce, quiet=quiet)
 
         train = store("train")
         shared = "valid" not in splits and self.window is None  # windows leave a reader only the shards of their own
         valid = train if shared else store("valid" if "valid" in splits else "train")
+        if self.window is not None and isinstance(valid, TarStore):
+            valid = PassingStore(valid.reader)
         shards = [shard.count for shard in library.manifest.split("train").shards]
         return Dataset(digest=library.manifest.digest, train=train, valid=valid, shards=shards, window=self.window)
 
-    def _require_room(self, library: Library, split: str, streams: int) -> None:
-        sizes = sorted((shard.bytes for shard in library.manifest.split(split).shards), reverse=True)
-        if self.store == "tar":
-            at_once = sum(sizes if self.window is None else sizes[: 2 * self.window * streams])
-            library.require_room(split, at_once, "raise data.cache_gb, or shuffle in smaller windows: data.window")
+    def _require_room(self, library: Library, streams: int) -> None:
+        if self.store != "tar":
+            return
+        splits = library.manifest.splits
+        train, valid = splits["train"].shards, splits.get("valid", splits["train"]).shards
+        if self.window is None:
+            at_once = sum({shard.name: shard.bytes for shard in (*train, *valid)}.values())
+        else:
+            sizes = [sorted((shard.bytes for shard in shards), reverse=True) for shards in (train, valid)]
+            at_once = sum(sizes[0][: 2 * self.window * streams]) + sum(sizes[1][:EVALUATED])
+        library.require_room(at_once, "raise data.cache_gb, or shuffle in smaller windows: data.window")
 
     def _draw(self, announce: Callable[[str], None]) -> None:
         from shards.packing.pack import pack_faces  # the writer's side, which a run on packed data does not need

@@ -59,6 +59,14 @@ class TarStore:
         return out
 
 
+class PassingStore(TarStore):
+    """A tar store that is read once through, as in an evaluation: it keeps no shard longer than it needs it."""
+
+    def gather(self, ids: Ids, out: Tensor | None = None) -> Tensor:
+        self.reader.expect(self.reader.shards_of(ids), [])
+        return super().gather(ids, out)
+
+
 class HostStore:
     """A decoded split in one memory map, which all processes of the node share through the page cache."""
 
