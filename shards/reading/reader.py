@@ -3,7 +3,7 @@
 import threading
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -47,11 +47,13 @@ class Reader:
         """The images `ids` (int64 [n], 0 <= id < count) as uint8 [n, *shape], in `out` if given."""
         if out is None:
             out = np.empty((len(ids), *self.shape), np.uint8)
-        parts = range(0, len(ids), TOGETHER)
-        work = self._pool.map(
-            self._decode, (ids[at : at + TOGETHER] for at in parts), (out[at : at + TOGETHER] for at in parts)
-        )
-        list(work)  # waits for all, raises the first error
+        parts = [slice(at, at + TOGETHER) for at in range(0, len(ids), TOGETHER)]
+        work = [self._pool.submit(self._decode, ids[part], out[part]) for part in parts]
+        wait(work, return_when=FIRST_EXCEPTION)
+        begun = [future for future in work if not future.cancel()]
+        wait(begun)  # nothing reads on behind the back of whoever handles the error
+        for future in begun:
+            future.result()
         return out
 
     def shards_of(self, ids: np.ndarray) -> list[int]:
