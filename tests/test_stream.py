@@ -103,6 +103,17 @@ def test_a_batch_stays_as_it_is_while_its_consumer_holds_it():
     assert all(torch.equal(batch.images, copy) for batch, copy in zip(held, copies, strict=True))
 
 
+def test_memory_that_no_consumer_holds_is_used_again():
+    batches = stream().batches(0)
+    kept = next(batches).images[0, 0, 3:5]  # a view is enough to keep the whole
+    copy, places = kept.clone(), set()
+    for _ in range(20 * DEPTH):
+        places.add(next(batches).images.data_ptr())
+    batches.close()
+    assert len(places) <= DEPTH + 2
+    assert torch.equal(kept, copy)
+
+
 def test_corrupt_data_is_raised_at_the_batch_it_belongs_to():
     ids = FullOrder(COUNT, fork(0, "images")).take(np.arange(COUNT))
     bad = int(np.flatnonzero(ids == 7)[0]) // BATCH

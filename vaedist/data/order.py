@@ -26,7 +26,8 @@ def permutation(count: int, seed: int, epoch: int) -> Ids:
     Sorting hashes, not a library's shuffle: the order must outlive every version of every library.
     """
     ids = np.arange(count, dtype=np.uint64)
-    return np.argsort(splitmix64(ids ^ np.uint64(fork(seed, "epoch", epoch))), kind="stable").astype(np.int64)
+    keys = splitmix64(ids ^ np.uint64(fork(seed, "epoch", epoch)))  # all different: any sorting gives the same order
+    return np.argsort(keys).astype(np.int64)
 
 
 class Order(Protocol):

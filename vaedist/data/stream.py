@@ -5,6 +5,7 @@ import itertools
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -118,15 +119,24 @@ class _Ahead:
 
 
 class _Loader:
-    """Fresh memory for every batch."""
+    """Gathers into memory that no consumer holds any more: fresh memory costs as much as the copy into it."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.free: list[np.ndarray] = []
 
     def load(self, store: Store, ids: Ids, positions: Ids) -> _Loaded:
         """Called in the thread; ids [streams, accumulate, local], positions [accumulate, local]."""
-        images = store.gather(ids.ravel()).unflatten(0, ids.shape)
+        images = self.memory((*ids.shape, *store.shape))
+        store.gather(ids.ravel(), out=images.flatten(0, ids.ndim - 1))
         return _Loaded(Batch(images.to(self.device), torch.tensor(positions, device=self.device)))
+
+    def memory(self, shape: tuple[int, ...]) -> Tensor:
+        """A uint8 tensor; its memory is used again when neither it nor a view of it is left."""
+        array = self.free.pop() if self.free else np.empty(shape, np.uint8)
+        lent = array.view()  # what the tensor keeps alive
+        weakref.finalize(lent, self.free.append, array).atexit = False
+        return torch.from_numpy(lent)
 
     def hand_over(self, loaded: _Loaded) -> Batch:
         """Called by the consumer."""
