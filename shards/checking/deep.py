@@ -10,19 +10,15 @@ from typing import IO
 import numpy as np
 
 from shards import image
-from shards.checking.tars import Samples, local
+from shards.checking.tars import Samples, faults
 from shards.foreign.contents import LARGEST_TEXT
-from shards.manifest import ARRAYS, ShardError
+from shards.manifest import ARRAYS
 from shards.tar import BLOCK
 
 
 def sample_faults(job: Samples) -> list[str]:
     """Every fault of some samples of a tar, one line each."""
-    try:
-        with local(job.tar) as path:
-            return [f"{job.tar.shard.name}: {fault}" for fault in _faults(job, path)]
-    except ShardError as error:
-        return [f"{job.tar.shard.name}: {error}"]
+    return faults(job, _faults)
 
 
 def _faults(job: Samples, path: Path) -> Iterator[str]:

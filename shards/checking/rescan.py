@@ -5,20 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.checking.tars import Samples, local
+from shards.checking.tars import Samples, faults
 from shards.foreign import index
 from shards.foreign.contents import Scan
 from shards.foreign.described import IMAGE
-from shards.manifest import ARRAYS, ShardError
+from shards.manifest import ARRAYS
 
 
 def rescan_faults(job: Samples) -> list[str]:
     """How the keys, the places and the texts of the samples of a tar differ from the arrays, one line each."""
-    try:
-        with local(job.tar) as path:
-            return [f"{job.tar.shard.name}: {fault}" for fault in _faults(job, path)]
-    except ShardError as error:
-        return [f"{job.tar.shard.name}: {error}"]
+    return faults(job, _faults)
 
 
 def _faults(job: Samples, path: Path) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """The tars of a set with what the arrays say about the samples in each, wherever the tars lie."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from shards.manifest import ARRAYS, Manifest, Shard
+from shards.manifest import ARRAYS, Manifest, Shard, ShardError
 from shards.remote.fetch import download, is_remote, refuse_pipe
 
 
@@ -92,3 +92,12 @@ def local(tar: Tar) -> Iterator[Path]:
         path = Path(folder) / tar.shard.name
         download(tar.url, path, size=tar.shard.bytes, sha256=tar.shard.sha256)
         yield path
+
+
+def faults(job: Samples, find: Callable[[Samples, Path], Iterator[str]]) -> list[str]:
+    """What find(job, path) says about the tar of some samples, with the name of the tar, or why the tar is not here."""
+    try:
+        with local(job.tar) as path:
+            return [f"{job.tar.shard.name}: {fault}" for fault in find(job, path)]
+    except ShardError as error:
+        return [f"{job.tar.shard.name}: {error}"]
