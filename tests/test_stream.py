@@ -151,20 +151,22 @@ def test_dropping_the_generator_stops_the_thread():
 
 
 def test_the_thread_is_at_most_the_depth_ahead():
-    asked: list[int] = []
+    gathered: list[list[int]] = []
     enough = threading.Event()
 
-    def rows(seen):
-        asked.append(seen)
-        if len(asked) == DEPTH + 1:
-            enough.set()
-        return np.arange(seen, seen + BATCH)[None]
+    class Recorded(Numbered):
+        def gather(self, ids, out=None):
+            gathered.append(ids.tolist())
+            if len(gathered) == DEPTH + 1:
+                enough.set()
+            return super().gather(ids, out)
 
-    batches = Stream(Numbered(), [FullOrder(COUNT, 0)], rows, BATCH, CPU).batches(0)
+    batches = stream(store=Recorded()).batches(0)
     next(batches)
     assert enough.wait(60)
     batches.close()
-    assert asked == [0, 24, 48, 72]
+    order = FullOrder(COUNT, fork(0, "images"))
+    assert gathered == [order.take(np.arange(seen, seen + BATCH)).tolist() for seen in (0, 24, 48, 72)]
 
 
 def test_a_store_is_told_once_which_shards_come_next_and_before_they_are_needed():

@@ -17,6 +17,7 @@ from vaedist.data.order import Ids, Order
 from vaedist.data.store import Store
 
 DEPTH = 3  # batches fetched ahead: one that is ready, one being copied to the device, one being gathered
+PLANNED = 16  # steps whose ids are taken at once: between two gathers the code for it is no longer in the CPU's cache
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,16 @@ class Stream:
         in the thread, such as corrupt data, is raised here in the place of the batch it concerns.
         """
         loader = _CudaLoader(self.device) if self.device.type == "cuda" else _Loader(self.device)
+        steps = self._steps(start)
         expected: tuple[list[int], list[int]] = [], []
 
-        def load(number: int) -> _Loaded:
+        def load() -> _Loaded:
             nonlocal expected
-            positions = self.rows(start + number * self.batch)
-            shards = self._shards(positions)
+            positions, ids, shards = next(steps)
             if shards != expected:
                 expected = shards
                 self.store.expect(*shards)
-            return loader.load(self.store, np.stack([order.take(positions) for order in self.orders]), positions)
+            return loader.load(self.store, ids, positions)
 
         ahead = _Ahead(load)
         try:
@@ -68,6 +69,14 @@ class Stream:
                 yield loader.hand_over(loaded.pop())  # nothing here keeps a batch alive that the consumer let go
         finally:
             ahead.close()
+
+    def _steps(self, start: int) -> Iterator[tuple[Ids, Ids, tuple[list[int], list[int]]]]:
+        """Positions [accumulate, local], ids [streams, accumulate, local] and shards of each step."""
+        for first in itertools.count(start, PLANNED * self.batch):
+            planned = np.stack([self.rows(first + step * self.batch) for step in range(PLANNED)])
+            ids = np.stack([order.take(planned) for order in self.orders], axis=1)
+            for positions, taken in zip(planned, ids, strict=True):
+                yield positions, taken, self._shards(positions)
 
     def _shards(self, positions: Ids) -> tuple[list[int], list[int]]:
         """The shards that any of the streams needs at these positions, and those needed after them."""
@@ -84,9 +93,9 @@ class _Loaded:
 
 
 class _Ahead:
-    """A thread that calls load(0), load(1), ... and is at most `DEPTH` results ahead of `take`."""
+    """A thread that calls `load` again and again and is at most `DEPTH` results ahead of `take`."""
 
-    def __init__(self, load: Callable[[int], _Loaded]) -> None:
+    def __init__(self, load: Callable[[], _Loaded]) -> None:
         self._load, self._stopped, self._room = load, False, threading.Semaphore(DEPTH)
         self._ready: queue.SimpleQueue[_Loaded | BaseException] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
@@ -109,11 +118,11 @@ class _Ahead:
 
     def _run(self) -> None:
         try:
-            for number in itertools.count():
+            while True:
                 self._room.acquire()
                 if self._stopped:
                     return
-                self._ready.put(self._load(number))
+                self._ready.put(self._load())
         except BaseException as error:  # whatever ends this thread must end the consumer's wait too
             self._ready.put(error)
 
