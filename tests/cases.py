@@ -24,16 +24,19 @@ COMMON = {
     "data.crop": "null",
     "data.flip": "true",
     "optimizer.lr": "5e-4",
-    "train.steps": "20",
+    "train.steps": "12",
     "train.batch": str(BATCH),
-    "checkpoint.every": "10",
-    "evaluate.every": "10",
+    "checkpoint.every": "6",
+    "evaluate.every": "6",
     "evaluate.names": "[elbo]",
     "track.every": "1",
     "track.wandb": "off",
 }
 CASES = {name: {"objective": name} for name in available("vaedist.objectives")}
 CASES["factorvae"]["objective.discriminator.width"] = "64"
+CASES["annealedvae"]["objective.steps"] = "8"
+CASES["betatcvae-mss"] = {"objective": "betatcvae", "objective.sampling": "mss"}
+CASES["dipvae-ii"] = {"objective": "dipvae", "objective.kind": "ii"}
 CASES["conv128"] = {
     "model": "conv128",
     "model.hidden": "32",
@@ -68,7 +71,11 @@ def terms(directory: Path) -> dict[str, list[float]]:
     found = rows(directory)
     assert [row["step"] for row in found] == list(range(1, len(found) + 1))
     assert [row["seen"] for row in found] == [BATCH * (i + 1) for i in range(len(found))]
-    return {name: [row[name] for row in found] for name in found[0] if name.startswith("train/")}
+    return {
+        name: [row[name] for row in found]
+        for name in found[0]
+        if name.startswith(("train/", "latent/")) and "kl_" not in name
+    }
 
 
 def pack_discs(directory: Path, *, train: int = 50, valid: int = 13) -> None:

@@ -18,13 +18,14 @@ from vaedist.world import World
 
 OBJECTIVES = available("vaedist.objectives")
 SHAPE = (3, 64, 64)
-ROWS = 6
+ROWS, IMAGES = 6, 50
+START = torch.zeros((), dtype=torch.float64)
 
 
 def build(name: str, **settings) -> Objective:
     torch.manual_seed(0)
     vae = conv64.Config(latent=5).build(SHAPE, World())
-    return import_module(f"vaedist.objectives.{name}").Config(**settings).build(vae, World()).double()
+    return import_module(f"vaedist.objectives.{name}").Config(**settings).build(vae, World(), IMAGES).double()
 
 
 def micro(objective: Objective, start: int = 0, rows: int = ROWS):
@@ -36,8 +37,8 @@ def micro(objective: Objective, start: int = 0, rows: int = ROWS):
 def terms(objective: Objective) -> dict[str, torch.Tensor]:
     images, noise = micro(objective)
     with torch.no_grad():
-        (surveyed,) = objective.survey([(images, noise)])
-    return objective(images, noise, surveyed)
+        (surveyed,) = objective.survey([(images, noise)], START)
+    return objective(images, noise, START, surveyed)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -108,8 +109,8 @@ def test_factorvae_is_the_plain_two_optimiser_update_over_many_steps():
     for step in range(3):
         images, noise = micro(objective, start=step * ROWS)
         with torch.no_grad():
-            (permuted,) = objective.survey([(images, noise)])
-        found = objective(images, noise, permuted)
+            (permuted,) = objective.survey([(images, noise)], START)
+        found = objective(images, noise, START, permuted)
         ours.zero_grad()
         found["loss"].backward()
 
@@ -153,9 +154,9 @@ def test_factorvae_permutes_the_second_batch_over_all_micro_batches():
     whole = [(images, noise)]
     halves = [(images[:, i : i + 6], Noise(noise.seed, noise.positions[i : i + 6])) for i in (0, 6)]
     with torch.no_grad():
-        (at_once,) = objective.survey(whole)
-        in_two = torch.cat(list(objective.survey(halves)))
-        z = objective.posterior(images[1], noise.fork("second batch"))[2]
+        (at_once,) = objective.survey(whole, START)
+        in_two = torch.cat(list(objective.survey(halves, START)))
+        z = objective.posterior(images[1], noise.fork("second batch")).z
     torch.testing.assert_close(in_two, at_once, rtol=1e-12, atol=1e-13)
     assert torch.equal(at_once.sort(0).values, z.sort(0).values)
     assert (at_once != z).any(0).all()
@@ -175,4 +176,4 @@ def test_options_that_contradict_each_other_are_refused():
         FactorVAEConfig(scale=0.5)
     vae = conv128.Config(hidden=8).build((3, 128, 128), World())
     with pytest.raises(ConfigError, match=r"likelihood=bernoulli needs pixels in \[0, 1\]"):
-        FactorVAEConfig().build(vae, World())
+        FactorVAEConfig().build(vae, World(), IMAGES)

@@ -30,7 +30,7 @@ def test_a_resolved_recipe_reads_back_as_itself(name, tmp_path):
 def test_a_recipe_builds_its_objective(name):
     recipe, _ = load([f"recipe={name}"])
     size = recipe.data.size
-    objective = recipe.objective.build(recipe.model.build((3, size, size), World()), World())
+    objective = recipe.objective.build(recipe.model.build((3, size, size), World()), World(), 1000)
     optimizer = recipe.optimizer.build(objective.param_groups())
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(objective.parameters()))
 

@@ -38,9 +38,9 @@ def everything(data: Path, out: Path) -> None:
             shutil.copy(directory / "metrics.jsonl", resumed)
         world.everyone(None)
         cases.run(case, data, resumed, train_precision="fp32")
+        more = {"train_accumulate": 2 if world.size == 2 and case not in cases.COUPLED else 1}
         for precision in ("fp64", "fp32"):
-            cases.run(case, data, out / f"{case}-{precision}-moved", train_precision=precision)
-    cases.run("factorvae", data, out / "accumulated", train_precision="fp64", train_accumulate=2)
+            cases.run(case, data, out / f"{case}-{precision}-moved", train_precision=precision, **more)
     found |= methods(world)
     if world.rank == 0:
         (out / "found.json").write_text(json.dumps(found))
@@ -93,14 +93,14 @@ def methods(world: World) -> dict[str, object]:
 
 
 def die(data: Path, run: Path, case: str, precision: str) -> None:
-    """A case whose last rank is killed between the steps 12 and 13."""
+    """A case whose last rank is killed between the steps 8 and 9."""
     world = Backend(precision="fp32", accumulate=1).world
     taken = 0
 
     def step(self: Console) -> None:
         nonlocal taken
         taken += 1
-        if taken == 12 and world.rank == world.size - 1:
+        if taken == 8 and world.rank == world.size - 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Console.step = step

@@ -1,14 +1,44 @@
-"""Diagonal Gaussians: pure functions of mu and logvar, [batch, latent] each, in nats."""
+"""Diagonal Gaussians: functions of mu and logvar, [rows, latent] each, in nats."""
+
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+LOG_2PI = math.log(2 * math.pi)
+
 
 def kl(mu: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mu, exp(logvar)) || N(0, 1)) of every latent, [batch, latent] (Kingma & Welling 2014, appendix B)."""
+    """KL(N(mu, exp(logvar)) || N(0, 1)) of every latent, [rows, latent] (Kingma & Welling 2014, appendix B)."""
     return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
 
 
 def sample(mu: Tensor, logvar: Tensor, normal: Tensor) -> Tensor:
     """The reparameterised draw z = mu + sigma * normal."""
     return mu + torch.exp(0.5 * logvar) * normal
+
+
+class Posterior(NamedTuple):
+    """q(z | x) of some rows, and a draw z of each, against the prior N(0, 1); [rows, latent] each."""
+
+    mu: Tensor
+    logvar: Tensor
+    z: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        return self.mu
+
+    def kl(self) -> Tensor:
+        """KL(q(z_d | x) || p(z_d)), [rows, latent]."""
+        return kl(self.mu, self.logvar)
+
+    def log_prior(self) -> Tensor:
+        """log p(z_d) at the draw, [rows, latent]."""
+        return -0.5 * (self.z.square() + LOG_2PI)
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """log q(z_d | x) of each z under each row's posterior: [n, latent] -> [n, rows, latent]."""
+        distance = z[:, None] - self.mu
+        return -0.5 * (distance.square() * torch.exp(-self.logvar) + self.logvar + LOG_2PI)

@@ -25,6 +25,13 @@ def refuse_nonfinite(step: int, terms: dict[str, float]) -> None:
         )
 
 
+def read(step: int, terms: dict[str, Tensor]) -> dict[str, float]:
+    """The values of scalars, copied from the device at once. Raises DivergedError."""
+    values = dict(zip(terms, torch.stack([term.double() for term in terms.values()]).tolist(), strict=True))
+    refuse_nonfinite(step, values)
+    return values
+
+
 @dataclass
 class Meters:
     """Means over the rows of all ranks, step by step.
@@ -45,9 +52,11 @@ class Meters:
         self._names = tuple(terms)
         self._micros.append(torch.stack([term.detach().double() for term in terms.values()]))
 
-    def end_step(self) -> None:
+    def end_step(self) -> dict[str, Tensor]:
+        """The means over this rank's rows of the step."""
         self._steps.append(torch.stack(self._micros).mean(0))
         self._micros.clear()
+        return dict(zip(self._names, self._steps[-1], strict=True))
 
     def reduce(self, step: int) -> None:
         """Brings `rows` up to `step`, the step just ended; every rank must call it. Raises DivergedError."""

@@ -21,7 +21,7 @@ from vaedist.data.pixels import flip, to_float
 from vaedist.data.stream import Batch, Stream
 from vaedist.environment import environment
 from vaedist.evaluators import Subject
-from vaedist.meters import DivergedError, Meters, Speed, refuse_nonfinite
+from vaedist.meters import DivergedError, Meters, Speed, read, refuse_nonfinite
 from vaedist.noise import Noise, fork
 from vaedist.objectives import Micro, Objective
 from vaedist.recipe import Recipe, refuse_other_run
@@ -78,26 +78,31 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
     console.start(steps, progress.step)
     with closing(stream.batches(start=progress.seen)) as batches, closing(console), tracker:
         for images in batches:
+            last = progress.step + 1 == steps
+            due = last or (progress.step + 1) % recipe.track.every == 0
             micros = list(micro_batches(images, recipe, backend, objective.vae.pixel_range))
+            done = torch.full((), progress.step, dtype=backend.dtype, device=backend.device)
             with torch.no_grad(), backend.autocast():
-                surveyed = objective.survey(micros)
+                surveyed = objective.survey(micros, done)
+                latents = objective.latents(micros) if due else {}
             for (pixels, noise), survey in zip(micros, surveyed, strict=True):
                 with backend.accumulate(model):
                     with backend.autocast():
-                        terms = model(pixels, noise, survey)
+                        terms = model(pixels, noise, done, survey)
                     backend.backward(terms["loss"])
                     optimizer.step()
                     optimizer.zero_grad()
                 meters.add(terms)
-            meters.end_step()
+            objective.after_step(meters.end_step())
             progress.step += 1
             progress.seen += batch
             console.step()
 
-            step, last = progress.step, progress.step == steps
+            step = progress.step
             row: dict[str, float] = {}
-            if last or step % recipe.track.every == 0:
+            if due:
                 row |= {f"train/{name}": value for name, value in meters.take_means(step).items()}
+                row |= {f"latent/{name}": value for name, value in read(step, latents).items()}
                 row |= speed.measure(progress.seen)
             if last or step % recipe.evaluate.every == 0:
                 meters.reduce(step)  # a model that has diverged is not worth a look
@@ -131,7 +136,10 @@ def open_run(
     torch.manual_seed(fork(recipe.seed, "weights"))
     library, world = recipe.data.find(console.say), backend.world
     shape = (library.manifest.channels, recipe.data.size, recipe.data.size)
-    objective = recipe.objective.build(recipe.model.build(shape, world), world)
+    images = library.manifest.split("train").count * (2 if recipe.data.flip else 1)  # a mirrored image is another one
+    objective = recipe.objective.build(recipe.model.build(shape, world), world, images)
+    if objective.couples_rows and recipe.train.batch < 2:
+        raise ConfigError("train.batch=1: this objective compares the images of a batch, it needs two at least")
     snapshot = checkpoints.newest(console.say)
     if snapshot is not None:
         refuse_other_run(snapshot, recipe, library.manifest.digest)

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import torch
 
-from vaedist import gaussian
 from vaedist.evaluators import Subject
 
 
@@ -13,9 +12,9 @@ def run(subject: Subject) -> Iterator[tuple[str, float]]:
     count = subject.count
     sums = torch.zeros(2, dtype=torch.float64, device=subject.backend.device)
     for images, noise in subject.share(count):
-        mu, logvar, z = objective.posterior(images, noise)
-        recon = objective.likelihood.nll(objective.vae.decode(z, noise), images)
-        kl = gaussian.kl(mu, logvar).sum(1)
+        q = objective.posterior(images, noise)
+        recon = objective.likelihood.nll(objective.vae.decode(q.z, noise), images)
+        kl = q.kl().sum(1)
         sums += torch.stack([recon, kl]).double().sum(1)
     recon, kl = (subject.world.sum(sums) / count).tolist()
     yield "recon", recon

@@ -13,8 +13,8 @@ COLUMNS, ROWS = 10, 4
 def run(subject: Subject) -> Iterator[tuple[str, Picture]]:
     objective = subject.objective
     images, noise = subject.images(np.arange(min(COLUMNS * ROWS, subject.count)))
-    mu, _ = objective.vae.encode(images, noise)
-    rebuilt = objective.likelihood.mean(objective.vae.decode(mu, noise))
+    mean = objective.posterior(images, noise).mean
+    rebuilt = objective.likelihood.mean(objective.vae.decode(mean, noise))
     pairs = [torch.cat(rows) for rows in zip(images.split(COLUMNS), rebuilt.split(COLUMNS), strict=True)]
     whole = [pair for pair in pairs if len(pair) == 2 * COLUMNS] or pairs[:1]  # an incomplete row would not align
     yield "reconstructions", subject.grid(torch.cat(whole), columns=min(COLUMNS, len(images)))

@@ -12,5 +12,5 @@ COLUMNS, ROWS = 10, 8
 def run(subject: Subject) -> Iterator[tuple[str, Picture]]:
     objective = subject.objective
     noise = subject.noise(np.arange(COLUMNS * ROWS))
-    z = noise.normal("prior", objective.vae.latent, subject.backend.dtype)
+    z = objective.prior(noise, subject.backend.dtype)
     yield "samples", subject.grid(objective.likelihood.mean(objective.vae.decode(z, noise)), COLUMNS)

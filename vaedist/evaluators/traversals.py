@@ -1,4 +1,4 @@
-"""One latent a row, the most informative first, moved from -3 to 3 around the posterior mean of a held-out image."""
+"""One latent a row, the most informative first, moved over its range around the posterior mean of a held-out image."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaedist import gaussian
 from vaedist.evaluators import Picture, Subject
 
 COLUMNS, ROWS, IMAGES = 11, 16, 1024
@@ -16,11 +15,9 @@ def run(subject: Subject) -> Iterator[tuple[str, Picture]]:
     objective = subject.objective
     order = kl_per_latent(subject).argsort(descending=True)[:ROWS]
     image, noise = subject.images(np.zeros(1, dtype=np.int64))
-    mu, _ = objective.vae.encode(image, noise)
-    z = mu.repeat(len(order), COLUMNS, 1)  # [row, column, latent]
-    z[torch.arange(len(order), device=z.device), :, order] = torch.linspace(
-        -3, 3, COLUMNS, dtype=z.dtype, device=z.device
-    )
+    mean = objective.posterior(image, noise).mean
+    z = mean.repeat(len(order), COLUMNS, 1)  # [row, column, latent]
+    z[torch.arange(len(order), device=z.device), :, order] = objective.traversal(COLUMNS).to(z)[order]
     z = z.flatten(0, 1)
     decoded = objective.vae.decode(z, subject.noise(np.zeros(len(z), dtype=np.int64)))
     yield "traversals", subject.grid(objective.likelihood.mean(decoded), COLUMNS)
@@ -31,5 +28,5 @@ def kl_per_latent(subject: Subject) -> Tensor:
     count = min(IMAGES, subject.count)
     total = torch.zeros(subject.objective.vae.latent, dtype=torch.float64, device=subject.backend.device)
     for images, noise in subject.share(count):
-        total += gaussian.kl(*subject.objective.vae.encode(images, noise)).double().sum(0)
+        total += subject.objective.posterior(images, noise).kl().double().sum(0)
     return subject.world.sum(total) / count

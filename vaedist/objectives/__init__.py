@@ -1,13 +1,15 @@
-"""What is minimised, one file per objective: `Config.build(vae, world)` gives an `Objective`."""
+"""What is minimised, one file per objective: `Config.build(vae, world, images)` gives an `Objective`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from vaedist import gaussian
+from vaedist import aggregate
 from vaedist.config import ConfigError, bounded
+from vaedist.gaussian import Posterior, sample
 from vaedist.likelihood import Family, Likelihood
 from vaedist.models import VAE
 from vaedist.noise import Noise
@@ -28,19 +30,33 @@ class Config:
             raise ValueError(f"scale={self.scale} belongs to the likelihoods gaussian and laplace, not to bernoulli")
 
 
+class Regularized(NamedTuple):
+    """The regularizer of a whole step, computed before its micro-batches, and its gradient in their latents."""
+
+    terms: dict[str, Tensor]
+    gradient: Posterior  # of one micro-batch, times the number of micro-batches
+
+    def of(self, q: Posterior) -> dict[str, Tensor]:
+        """The terms with their gradient in the latents of this micro-batch (Gao et al. 2021, section 3.2)."""
+        slopes = [(slope * (latent - latent.detach())).sum() for slope, latent in zip(self.gradient, q, strict=True)]
+        return self.terms | {"regularizer": self.terms["regularizer"] + torch.stack(slopes).sum()}
+
+
 class Objective(nn.Module):
     """Owns the VAE and whatever else its terms need; one module, one backward, one optimiser.
 
-    `forward` gives `loss`, the mean over this rank's rows of what is minimised (its gradient averaged over ranks is
-    that of the whole batch), and its terms, each a scalar in nats per image unless its name says otherwise. `streams`
-    is how many independent batches of images a step consumes.
+    loss = recon + regularizer, or what a subclass says in its first line. `forward` gives `loss`, the mean over this
+    rank's rows of what is minimised (its gradient averaged over ranks is that of the whole batch), and its terms, each
+    a scalar in nats per image unless its name says otherwise.
     """
 
-    streams = 1
+    streams = 1  # independent batches of images that a step consumes
+    couples_rows = False  # whether the regularizer is more than a mean over rows
 
-    def __init__(self, config: Config, vae: VAE, world: World) -> None:
+    def __init__(self, config: Config, vae: VAE, world: World, images: int) -> None:
+        """images: how many the training set has, which the aggregate posterior is a mean of."""
         super().__init__()
-        self.vae, self.world = vae, world
+        self.vae, self.world, self.images = vae, world, images
         self.likelihood = Likelihood(config.likelihood, config.scale)
         if config.likelihood == "bernoulli" and vae.pixel_range != (0.0, 1.0):
             low, high = vae.pixel_range
@@ -49,27 +65,73 @@ class Objective(nn.Module):
                 "set objective.likelihood=gaussian"
             )
 
-    def posterior(self, images: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
-        """mu, logvar and a draw z of q(z | images), [local, latent] each."""
+    def posterior(self, images: Tensor, noise: Noise) -> Posterior:
+        """q(z | images) and a draw of it."""
         mu, logvar = self.vae.encode(images, noise)
-        return mu, logvar, gaussian.sample(mu, logvar, noise.normal("latent", mu.shape[1], mu.dtype))
+        return Posterior(mu, logvar, sample(mu, logvar, noise.normal("latent", mu.shape[1], mu.dtype)))
 
-    def negative_elbo(self, images: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
-        """recon and kl, the two terms of the negative ELBO (Kingma & Welling 2014, eq. 3), and the draw z."""
-        mu, logvar, z = self.posterior(images, noise)
-        recon = self.likelihood.nll(self.vae.decode(z, noise), images).mean()
-        return recon, gaussian.kl(mu, logvar).sum(1).mean(), z
+    def recon(self, z: Tensor, images: Tensor, noise: Noise) -> Tensor:
+        """-log p(images | z), the mean over rows."""
+        return self.likelihood.nll(self.vae.decode(z, noise), images).mean()
 
-    def survey(self, micros: Sequence[Micro]) -> Sequence[Any]:
+    def regularizer(self, q: Posterior, noise: Noise, step: Tensor) -> dict[str, Tensor]:
+        """What the loss adds to recon, as `regularizer`, and what else is worth a look, of the rows of all ranks.
+
+        The mean of each over ranks is that of the whole batch. step: how many optimiser steps were made, a scalar.
+        """
+        raise NotImplementedError
+
+    def survey(self, micros: Sequence[Micro], step: Tensor) -> Sequence[Any]:
         """One look at this rank's rows of the whole step, without gradient: what `forward` gets with each micro-batch.
 
         An objective that couples the rows of a batch does so here, so that accumulation changes nothing.
         """
-        return [None] * len(micros)
+        if len(micros) == 1 or not self.couples_rows:
+            return [None] * len(micros)
+        q, noise = self._everything(micros)
+        with torch.enable_grad():
+            leaf = Posterior(*(latent.requires_grad_() for latent in q))
+            terms = self._regularizer(leaf, noise, step)
+            slopes = torch.autograd.grad(terms["regularizer"], leaf, materialize_grads=True)
+        terms = {name: term.detach() for name, term in terms.items()}
+        parts = zip(*((len(micros) * slope).chunk(len(micros)) for slope in slopes), strict=True)
+        return [Regularized(terms, Posterior(*part)) for part in parts]
 
-    def forward(self, images: Tensor, noise: Noise, surveyed: Any) -> dict[str, Tensor]:
-        raise NotImplementedError
+    def forward(self, images: Tensor, noise: Noise, step: Tensor, surveyed: Any) -> dict[str, Tensor]:
+        q = self.posterior(images[0], noise)
+        recon = self.recon(q.z, images[0], noise)
+        terms = self._regularizer(q, noise, step) if surveyed is None else surveyed.of(q)
+        loss = recon + terms.pop("regularizer")
+        return {"loss": loss, "recon": recon, "kl": q.kl().sum(1).mean()} | terms
+
+    def after_step(self, terms: dict[str, Tensor]) -> None:
+        """What follows an optimiser step; terms: the means over this rank's rows."""
+
+    def latents(self, micros: Sequence[Micro]) -> dict[str, Tensor]:
+        """`aggregate.report` of the step's whole batch, without gradient; every rank calls it."""
+        q, noise = self._everything(micros)
+        with torch.autocast(q.z.device.type, enabled=False):
+            return aggregate.report(q, noise, self.world, self.images)
+
+    def prior(self, noise: Noise, dtype: torch.dtype) -> Tensor:
+        """Draws from p(z), [rows, latent]."""
+        return noise.normal("prior", self.vae.latent, dtype)
+
+    def traversal(self, columns: int) -> Tensor:
+        """The values at which to look at each latent, [latent, columns]."""
+        return torch.linspace(-3, 3, columns).expand(self.vae.latent, columns)
 
     def param_groups(self) -> Iterator[dict[str, Any]]:
         """A group for every player; `name` is always there, other keys override the recipe's optimiser."""
         yield {"name": "vae", "params": list(self.vae.parameters())}
+
+    def _everything(self, micros: Sequence[Micro]) -> tuple[Posterior, Noise]:
+        """This rank's rows of all micro-batches."""
+        found = [self.posterior(images[0], noise) for images, noise in micros]
+        positions = torch.cat([noise.positions for _, noise in micros])
+        return type(found[0])(*map(torch.cat, zip(*found, strict=True))), Noise(micros[0][1].seed, positions)
+
+    def _regularizer(self, q: Posterior, noise: Noise, step: Tensor) -> dict[str, Tensor]:
+        """In the posterior's own precision: half of it would ruin sums over pairs."""
+        with torch.autocast(q.z.device.type, enabled=False):
+            return self.regularizer(q, noise, step)

@@ -1,12 +1,12 @@
 """beta-VAE (Higgins et al. 2017, eq. 4)."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from vaedist import objectives
 from vaedist.config import bounded
+from vaedist.gaussian import Posterior
 from vaedist.models import VAE
 from vaedist.noise import Noise
 from vaedist.world import World
@@ -16,17 +16,16 @@ from vaedist.world import World
 class Config(objectives.Config):
     beta: float = bounded(4.0, at_least=0)
 
-    def build(self, vae: VAE, world: World) -> "BetaVAE":
-        return BetaVAE(self, vae, world)
+    def build(self, vae: VAE, world: World, images: int) -> "BetaVAE":
+        return BetaVAE(self, vae, world, images)
 
 
 class BetaVAE(objectives.Objective):
     """loss = recon + beta * kl"""
 
-    def __init__(self, config: Config, vae: VAE, world: World) -> None:
-        super().__init__(config, vae, world)
+    def __init__(self, config: Config, vae: VAE, world: World, images: int) -> None:
+        super().__init__(config, vae, world, images)
         self.beta = config.beta
 
-    def forward(self, images: Tensor, noise: Noise, surveyed: Any) -> dict[str, Tensor]:
-        recon, kl, _ = self.negative_elbo(images[0], noise)
-        return {"loss": recon + self.beta * kl, "recon": recon, "kl": kl}
+    def regularizer(self, q: Posterior, noise: Noise, step: Tensor) -> dict[str, Tensor]:
+        return {"regularizer": self.beta * q.kl().sum(1).mean()}

@@ -39,8 +39,8 @@ class Config(objectives.Config):
     gamma: float = bounded(6.4, at_least=0)
     discriminator: Discriminator = Discriminator()
 
-    def build(self, vae: VAE, world: World) -> "FactorVAE":
-        return FactorVAE(self, vae, world)
+    def build(self, vae: VAE, world: World, images: int) -> "FactorVAE":
+        return FactorVAE(self, vae, world, images)
 
 
 class FactorVAE(objectives.Objective):
@@ -54,26 +54,27 @@ class FactorVAE(objectives.Objective):
 
     streams = 2
 
-    def __init__(self, config: Config, vae: VAE, world: World) -> None:
-        super().__init__(config, vae, world)
+    def __init__(self, config: Config, vae: VAE, world: World, images: int) -> None:
+        super().__init__(config, vae, world, images)
         self.gamma, self.player = config.gamma, config.discriminator
         self.discriminator = config.discriminator.build(vae.latent)
 
-    def survey(self, micros: Sequence[objectives.Micro]) -> Sequence[Tensor]:
+    def survey(self, micros: Sequence[objectives.Micro], step: Tensor) -> Sequence[Tensor]:
         """Samples of the product of marginals for all rows of the step: the second batch's z, permuted over it all."""
-        z = torch.stack([self.posterior(images[1], noise.fork("second batch"))[2] for images, noise in micros])
+        z = torch.stack([self.posterior(images[1], noise.fork("second batch")).z for images, noise in micros])
         positions = torch.stack([noise.positions for _, noise in micros])
         return self.world.permute_dims(z, Noise(micros[0][1].seed, positions)).unbind()
 
-    def forward(self, images: Tensor, noise: Noise, surveyed: Any) -> dict[str, Tensor]:
-        recon, kl, z = self.negative_elbo(images[0], noise)
+    def forward(self, images: Tensor, noise: Noise, step: Tensor, surveyed: Any) -> dict[str, Tensor]:
+        q = self.posterior(images[0], noise)
+        recon, kl = self.recon(q.z, images[0], noise), q.kl().sum(1).mean()
 
         frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-        joint, product = functional_call(self.discriminator, frozen, (z,)).unbind(1)
+        joint, product = functional_call(self.discriminator, frozen, (q.z,)).unbind(1)
         tc = (joint - product).mean()
 
-        logits = self.discriminator(torch.cat([z.detach(), surveyed]))
-        label = torch.arange(2, device=z.device).repeat_interleave(len(z))
+        logits = self.discriminator(torch.cat([q.z.detach(), surveyed]))
+        label = torch.arange(2, device=logits.device).repeat_interleave(len(surveyed))
         discriminator = F.cross_entropy(logits, label)
 
         accuracy = (logits.argmax(1) == label).to(kl.dtype).mean()
