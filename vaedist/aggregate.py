@@ -18,7 +18,7 @@ from vaedist.noise import Noise
 from vaedist.world import World
 
 CHUNK = 2**22  # pairs x latents computed at once: 16 MiB in float32, some ten such tensors in a backward pass
-ACTIVE = 0.01  # variance of the posterior mean above which a latent is active (Burda et al. 2016, section 5.2)
+ACTIVE = 0.01  # variance of the posterior mean above which a latent is active (Burda et al. 2016)
 
 
 class Weights(NamedTuple):

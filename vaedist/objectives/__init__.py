@@ -37,7 +37,7 @@ class Regularized(NamedTuple):
     gradient: Posterior  # of one micro-batch, times the number of micro-batches
 
     def of(self, q: Posterior) -> dict[str, Tensor]:
-        """The terms with their gradient in the latents of this micro-batch (Gao et al. 2021, section 3.2)."""
+        """The terms with their gradient in the latents of this micro-batch (Gao et al. 2021)."""
         slopes = [(slope * (latent - latent.detach())).sum() for slope, latent in zip(self.gradient, q, strict=True)]
         return self.terms | {"regularizer": self.terms["regularizer"] + torch.stack(slopes).sum()}
 

@@ -1,4 +1,4 @@
-"""The VAE with a controlled capacity (Burgess et al. 2018, eq. 9)."""
+"""The VAE with a controlled capacity (Burgess et al. 2018, section 5)."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from vaedist.world import World
 
 @dataclass(frozen=True, kw_only=True)
 class Config(objectives.Config):
-    """Burgess et al. 2018, appendix A: the capacity rises linearly from its first to its second value."""
+    """The paper's: the capacity rises linearly from its first to its second value."""
 
     gamma: float = bounded(1000.0, at_least=0)
     capacity: tuple[float, float] = bounded((0.5, 25.0), at_least=0)  # nats

@@ -1,4 +1,4 @@
-"""InfoVAE with the maximum mean discrepancy (Zhao et al. 2019, eq. 6 and section 3.2)."""
+"""InfoVAE with the maximum mean discrepancy (Zhao et al. 2019, section 3)."""
 
 from dataclasses import dataclass
 
