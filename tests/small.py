@@ -32,7 +32,7 @@ def small_vae(world: World, *, dropout: float = 0.0, batch_norm: bool = False) -
         nn.ConvTranspose2d(6, 3, 4, stride=2, padding=1),
     )  # fmt: skip
     with torch.no_grad():
-        encoder[-1].weight.mul_(4)  # posteriors that differ from each other and from the prior
+        encoder[-1].weight.mul_(2 if batch_norm else 16)  # posteriors that differ from each other and from the prior
     return VAE(encoder, decoder, latent=LATENT)
 
 

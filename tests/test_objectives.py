@@ -129,6 +129,15 @@ def test_annealedvaes_capacity_rises_linearly_and_stays(steps, capacity):
     assert found["capacity"].item() == pytest.approx(capacity, rel=1e-6)
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+def test_annealedvaes_capacity_is_that_of_the_whole_batch(network):
+    """Some micro-batches are above it and some below, and their distances would not cancel."""
+    micros = micro_batches(1, parts=3)
+    kl = step(build("annealedvae", network), micros)["kl"].item()
+    found = step(build("annealedvae", network, capacity=(kl, kl)), micros)
+    assert abs(found["loss"] - found["recon"]) < 1e-9
+
+
 def test_factorvae_is_the_plain_two_optimiser_update_over_many_steps():
     """Weights equal those of two modules, two backwards and two Adams."""
     settings = {"gamma": 6.4, "discriminator": Discriminator(width=40, lr=1e-3)}

@@ -262,14 +262,17 @@ def test_a_checkpoint_holds_every_player(tmp_path):
 
 
 def identity_latents(kind: str) -> Posterior:
-    """Posteriors whose means (i), or draws (ii), have the identity as their covariance, exactly."""
+    """Posteriors whose means (i), or draws (ii), have the identity as their covariance, exactly.
+
+    Variances differ between latents, and between rows.
+    """
     centred = torch.randn(ROWS, LATENT, dtype=torch.float64)
     centred = centred - centred.mean(0)
     white = torch.linalg.solve_triangular(torch.linalg.cholesky(torch.cov(centred.T)), centred.T, upper=False).T
-    of_means = {"i": 1.0, "ii": 0.75}[kind]
-    mu = of_means**0.5 * white + torch.arange(LATENT)
-    logvar = torch.full_like(mu, 1 - 0.75).log()
-    return Posterior(mu, logvar, mu)
+    variance = torch.linspace(0.1, 0.5, LATENT, dtype=torch.float64)
+    mu = (white if kind == "i" else white * (1 - variance).sqrt()) + torch.arange(LATENT)
+    spread = torch.linspace(0.5, 1.5, ROWS, dtype=torch.float64)[:, None]
+    return Posterior(mu, (spread * variance).log(), mu)
 
 
 def covariance_over_latents(q: Posterior, kind: str) -> Tensor:
