@@ -1,6 +1,7 @@
 """Every objective as its paper writes it: of one dense batch on one process, plain torch, slow and obvious.
 
-A reference gives the loss of every player, by the name of its parameters, and the terms that the objective reports.
+A reference gives losses and the terms that the objective reports. A player with a loss of its own has it under the name
+of its parameters, `vae` is that of all others.
 Weights, data and random numbers are the objective's own; the mathematics is not.
 """
 
