@@ -45,6 +45,22 @@ def test_factorvae_has_the_settings_of_its_paper():
     assert (recipe.train.batch, recipe.train.steps, recipe.data.crop) == (64, 1_000_000, 148)
 
 
+def test_the_recipes_of_dsprites_have_the_settings_of_their_papers():
+    recipes = {name: load([f"recipe={name}"])[0] for name in ("dsprites", "dsprites_factorvae", "dsprites_betavae")}
+    assert {(r.data.shards, r.data.crop, r.train.batch, r.model.latent) for r in recipes.values()} == {
+        ("data/dsprites", None, 64, 10)
+    }
+    assert {r.objective.likelihood for r in recipes.values()} == {"bernoulli"}
+    vae, factorvae, betavae = recipes.values()
+    assert (component_name(vae.model), vae.optimizer.lr, vae.train.steps) == ("burgess64", 5e-4, 30 * 737_280 // 64)
+    for other in (factorvae, betavae):
+        assert (component_name(other.model), other.model.hidden) == ("conv64", 128)
+        assert (other.optimizer.lr, other.train.steps) == (1e-4, 300_000)
+    player = factorvae.objective.discriminator
+    assert (player.layers, player.width, player.lr, player.betas) == (6, 1000, 1e-4, (0.5, 0.9))
+    assert (factorvae.objective.gamma, betavae.objective.beta) == (35, 4)
+
+
 def test_a_batch_that_does_not_divide_lists_the_numbers_of_processes_that_do():
     assert Train(batch=64, accumulate=2).local(4) == 8
     with pytest.raises(ConfigError, match=r"train.batch=12 .* on 5 processes: use processes in \{1, 2, 3, 6\}"):

@@ -15,10 +15,11 @@ import torch
 import yaml
 from http_server import serving
 from PIL import Image
+from small import small
 from tiny_set import pack_tiny, spoil
 
 from shards.manifest import read
-from vaedist.config import dump
+from vaedist.config import available, dump
 from vaedist.noise import Noise
 from vaedist.recipe import load
 from vaedist.train import main
@@ -208,6 +209,33 @@ def test_a_model_that_does_not_fit_the_images_is_refused_before_any_is_decoded(d
     assert complaints(capsys.readouterr().err) == [
         "vaedist: model.name=conv64 reads 64x64 images, but data.size=32: set data.size=64"
     ]
+
+
+@pytest.mark.parametrize("name", [name for name in available("vaedist.objectives") if small(name).couples_rows])
+def test_an_objective_that_compares_images_refuses_a_batch_of_one(name, data, tmp_path, capsys):
+    assert main(cases.words(name, data, tmp_path / "run", train_batch=1)) == 1
+    assert complaints(capsys.readouterr().err) == [
+        "vaedist: train.batch=1: this objective compares the images of a batch, it needs two at least"
+    ]
+
+
+def test_stratified_sampling_refuses_a_batch_larger_than_the_set(data, tmp_path, capsys):
+    words = {"train_steps": 1, "evaluate_names": "[]", "data_flip": "false"}
+    assert main(cases.words("betatcvae-mss", data, tmp_path / "all", train_batch=50, **words)) == 0
+    capsys.readouterr()
+    assert main(cases.words("betatcvae-mss", data, tmp_path / "more", train_batch=51, **words)) == 1
+    assert complaints(capsys.readouterr().err) == [
+        "vaedist: minibatch-stratified sampling needs 2 to 50 images a batch, train.batch=51: change that, or say "
+        "objective.sampling=mws"
+    ]
+
+
+def test_batch_normalisation_under_accumulation_is_announced(data, tmp_path, capsys):
+    line = "batch normalisation takes the statistics of a micro-batch: train.accumulate changes this run"
+    for case, accumulate in (("conv128", 2), ("conv128", 1), ("factorvae", 2)):
+        more = {"train_steps": 1, "train_batch": 4, "train_accumulate": accumulate, "evaluate_names": "[]"}
+        assert main(cases.words(case, data, tmp_path / f"{case}{accumulate}", **more)) == 0
+        assert capsys.readouterr().out.splitlines().count(line) == (case == "conv128" and accumulate == 2)
 
 
 def test_a_run_that_diverges_stops_names_the_step_and_saves_nothing_of_it(data, tmp_path, capsys):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cases
 import torch
+from small import micro_batches, small, step
 
 from vaedist.backend import Backend
 from vaedist.console import Console
@@ -89,6 +90,18 @@ def methods(world: World) -> dict[str, object]:
     positions = torch.from_numpy(world.positions(100, 12, accumulate=3))
     permuted = world.permute_dims(z[positions - 100], Noise(5, positions))
     result["permuted"] = world.step_rows(permuted).tolist()
+
+    # a coupled objective over batch normalisation in three micro-batches of four rows, of which these are this rank's
+    objective = small("betatcvae", "batch norm", world)
+    micros = [
+        (images.chunk(world.size, 1)[world.rank], Noise(noise.seed, noise.positions.chunk(world.size)[world.rank]))
+        for images, noise in micro_batches(1, parts=3)
+    ]
+    result["accumulated_loss"] = world.mean(step(objective, micros)["loss"]).item()
+    for name, parameter in objective.named_parameters():
+        result[f"accumulated_{name}"] = world.mean(parameter.grad).tolist()
+    for name, buffer in objective.named_buffers():
+        result[f"accumulated_{name}"] = buffer.tolist()
     return result
 
 

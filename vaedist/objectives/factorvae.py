@@ -53,6 +53,7 @@ class FactorVAE(objectives.Objective):
     """
 
     streams = 2
+    couples_rows = True
 
     def __init__(self, config: Config, vae: VAE, world: World, images: int) -> None:
         super().__init__(config, vae, world, images)
