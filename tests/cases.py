@@ -43,6 +43,7 @@ CASES["constrainedvae-recon"] = {
     "objective.rate": "1e-3",
 }
 CASES["betatcvae-mss"] = {"objective": "betatcvae", "objective.sampling": "mss"}
+CASES["qlae"]["optimizer.lr"] = "2e-3"  # a slower one leaves all images with one code
 CASES["dipvae-ii"] = {"objective": "dipvae", "objective.kind": "ii"}
 CASES["conv128"] = {
     "model": "conv128",
