@@ -35,7 +35,15 @@ COMMON = {
 CASES = {name: {"objective": name} for name in available("vaedist.objectives")}
 CASES["factorvae"]["objective.discriminator.width"] = "64"
 CASES["annealedvae"]["objective.steps"] = "8"
+CASES["constrainedvae"] |= {"objective.bound": "0.2", "objective.rate": "0.5"}
+CASES["constrainedvae-recon"] = {
+    "objective": "constrainedvae",
+    "objective.constrained": "recon",
+    "objective.bound": "8600",
+    "objective.rate": "1e-3",
+}
 CASES["betatcvae-mss"] = {"objective": "betatcvae", "objective.sampling": "mss"}
+CASES["qlae"]["optimizer.lr"] = "2e-3"  # a slower one leaves all images with one code
 CASES["dipvae-ii"] = {"objective": "dipvae", "objective.kind": "ii"}
 CASES["conv128"] = {
     "model": "conv128",

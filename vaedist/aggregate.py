@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from vaedist.config import ConfigError
-from vaedist.gaussian import Posterior
 from vaedist.noise import Noise
+from vaedist.posterior import Posterior
 from vaedist.world import World
 
 CHUNK = 2**22  # pairs x latents computed at once: 16 MiB in float32, some ten such tensors in a backward pass

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vaedist import aggregate
+from vaedist import aggregate, gaussian
 from vaedist.config import ConfigError, bounded
-from vaedist.gaussian import Posterior, sample
 from vaedist.likelihood import Family, Likelihood
 from vaedist.models import VAE
 from vaedist.noise import Noise
+from vaedist.posterior import Posterior
 from vaedist.world import World
 
 Micro = tuple[Tensor, Noise]  # images [streams, local, C, H, W] of a micro-batch, and the noise of its rows [local]
@@ -68,16 +68,18 @@ class Objective(nn.Module):
     def posterior(self, images: Tensor, noise: Noise) -> Posterior:
         """q(z | images) and a draw of it."""
         mu, logvar = self.vae.encode(images, noise)
-        return Posterior(mu, logvar, sample(mu, logvar, noise.normal("latent", mu.shape[1], mu.dtype)))
+        z = gaussian.sample(mu, logvar, noise.normal("latent", mu.shape[1], mu.dtype))
+        return gaussian.Posterior(mu, logvar, z)
 
     def recon(self, z: Tensor, images: Tensor, noise: Noise) -> Tensor:
         """-log p(images | z), the mean over rows."""
         return self.likelihood.nll(self.vae.decode(z, noise), images).mean()
 
-    def regularizer(self, q: Posterior, noise: Noise, step: Tensor) -> dict[str, Tensor]:
+    def regularizer(self, q: Any, noise: Noise, step: Tensor) -> dict[str, Tensor]:
         """What the loss adds to recon, as `regularizer`, and what else is worth a look, of the rows of all ranks.
 
-        The mean of each over ranks is that of the whole batch. step: how many optimiser steps were made, a scalar.
+        The mean of each over ranks is that of the whole batch. q: what this objective's `posterior` gives. step: how
+        many optimiser steps were made, a scalar.
         """
         raise NotImplementedError
 
@@ -90,12 +92,12 @@ class Objective(nn.Module):
             return [None] * len(micros)
         q, noise = self._everything(micros)
         with torch.enable_grad():
-            leaf = Posterior(*(latent.requires_grad_() for latent in q))
+            leaf = type(q)(*(latent.requires_grad_() for latent in q))
             terms = self._regularizer(leaf, noise, step)
-            slopes = torch.autograd.grad(terms["regularizer"], leaf, materialize_grads=True)
+            slopes = torch.autograd.grad(terms["regularizer"], tuple(leaf), materialize_grads=True)
         terms = {name: term.detach() for name, term in terms.items()}
         parts = zip(*((len(micros) * slope).chunk(len(micros)) for slope in slopes), strict=True)
-        return [Regularized(terms, Posterior(*part)) for part in parts]
+        return [Regularized(terms, type(q)(*part)) for part in parts]
 
     def forward(self, images: Tensor, noise: Noise, step: Tensor, surveyed: Any) -> dict[str, Tensor]:
         q = self.posterior(images[0], noise)
