@@ -5,6 +5,7 @@ of its parameters, `vae` is that of all others.
 Weights, data and random numbers are the objective's own; the mathematics is not.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -62,13 +63,14 @@ def vae(objective: Objective, config: Any, micros: Sequence[Micro], step: float)
 
 
 def betavae(objective: Objective, config: Any, micros: Sequence[Micro], step: float) -> tuple[Terms, Terms]:
-    """Higgins et al. 2017, eq. 4."""
+    """Higgins et al. 2017, eq. 4; the first step of a warm-up of n takes 1 / n of beta, the last all of it."""
     x = through(objective.vae, micros)
-    return {"vae": x.recon + config.beta * x.kl}, x.terms
+    beta = config.beta * (min(1, (step + 1) / config.warmup) if config.warmup else 1)
+    return {"vae": x.recon + beta * x.kl}, x.terms
 
 
 def annealedvae(objective: Objective, config: Any, micros: Sequence[Micro], step: float) -> tuple[Terms, Terms]:
-    """Burgess et al. 2018, eq. 9, before the capacity has risen to its end."""
+    """Burgess et al. 2018, section 5, before the capacity has risen to its end."""
     x = through(objective.vae, micros)
     first, last = config.capacity
     capacity = torch.tensor(first + (last - first) * step / config.steps, dtype=torch.float64)
@@ -147,9 +149,39 @@ def infovae(objective: Objective, config: Any, micros: Sequence[Micro], step: fl
     return {"vae": loss}, x.terms | {"mmd": mmd}
 
 
+def constrainedvae(objective: Objective, config: Any, micros: Sequence[Micro], step: float) -> tuple[Terms, Terms]:
+    """The Lagrangian of Higgins et al. 2017, section 2, or of Rezende & Viola 2018, at the multiplier of the start."""
+    x = through(objective.vae, micros)
+    multiplier = torch.tensor(config.multiplier, dtype=torch.float64)
+    if config.constrained == "kl":
+        loss = x.recon + multiplier * (x.kl - (25 if config.bound is None else config.bound))
+    else:
+        loss = x.kl + multiplier * (x.recon - config.bound)
+    return {"vae": loss}, x.terms | {"multiplier": multiplier}
+
+
+def qlae(objective: Any, config: Any, micros: Sequence[Micro], step: float) -> tuple[Terms, Terms]:
+    """Hsu et al. 2023 in sums: a latent takes the nearest value of its codebook, and mu the decoder's gradient."""
+    found = []
+    for (images, *_), noise in micros if objective.vae.couples_rows else [rows(micros)]:
+        mu, _ = objective.vae.encode(images, noise)
+        columns = []
+        for d, book in enumerate(objective.codebook):
+            nearest = [min(range(len(book)), key=lambda k: abs(book[k] - value).item()) for value in mu[:, d]]
+            columns.append(book[nearest])
+        quantised = torch.stack(columns, dim=1)
+        logits = objective.vae.decode(mu + (quantised - mu).detach(), noise)
+        nll = F.binary_cross_entropy_with_logits(logits, images, reduction="none").sum((1, 2, 3))
+        found.append((nll, (mu.detach() - quantised).square().sum(1), (mu - quantised.detach()).square().sum(1)))
+    recon, quantize, commit = (torch.cat(term).mean() for term in zip(*found, strict=True))
+    kl = torch.tensor(float(objective.vae.latent), dtype=torch.float64) * math.log(config.values)
+    loss = recon + config.lambda_quantize * quantize + config.lambda_commit * commit
+    return {"vae": loss}, {"recon": recon, "kl": kl, "quantize": quantize, "commit": commit}
+
+
 REFERENCES: dict[str, tuple[Reference, list[dict[str, Any]]]] = {  # and the settings to compare them at
     "vae": (vae, [{}]),
-    "betavae": (betavae, [{"beta": 4.0}]),
+    "betavae": (betavae, [{"beta": 4.0}, {"warmup": 3}, {"warmup": 100}]),
     "annealedvae": (annealedvae, [{"steps": 8}, {"gamma": 5.0, "capacity": (100.0, 40.0), "steps": 8}]),
     "factorvae": (factorvae, [{"gamma": 6.4}]),
     "betatcvae": (
@@ -157,5 +189,10 @@ REFERENCES: dict[str, tuple[Reference, list[dict[str, Any]]]] = {  # and the set
         [{"beta": 6.0}, {"sampling": "mss"}, {"alpha": 0.5, "beta": 4.0, "gamma": 1.5, "sampling": "mss"}],
     ),
     "dipvae": (dipvae, [{"kind": "i"}, {"kind": "ii"}, {"kind": "ii", "lambda_od": 5.0, "lambda_d": 3.0}]),
+    "constrainedvae": (
+        constrainedvae,
+        [{}, {"bound": 2.0, "multiplier": 3.0}, {"constrained": "recon", "bound": 90.0, "multiplier": 2.0}],
+    ),
+    "qlae": (qlae, [{}, {"values": 4, "lambda_quantize": 2.0, "lambda_commit": 3.0}]),
     "infovae": (infovae, [{}, {"alpha": 0.3, "lambda_mmd": 20.0, "bandwidth": 2.0}]),
 }

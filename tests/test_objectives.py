@@ -82,7 +82,7 @@ def test_an_objective_is_its_papers_equation_in_any_number_of_micro_batches(name
         for parameter, gradient in zip(player["params"], expected, strict=True):
             assert_close(found_gradients[names[parameter]], gradient, names[parameter])
     for (key, buffer), expected in zip(objective.named_buffers(), plain.buffers(), strict=True):
-        assert_close(buffer, expected, key)
+        assert_close(buffer.nan_to_num(), expected.nan_to_num(), key)  # a moving average of no step yet is NaN
 
 
 @pytest.mark.parametrize("parts", [1, 3])
