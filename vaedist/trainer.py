@@ -102,7 +102,7 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
             row: dict[str, float] = {}
             if due:
                 row |= {f"train/{name}": value for name, value in meters.take_means(step).items()}
-                row |= {f"latent/{name}": value for name, value in read(step, latents).items()}
+                row |= read(step, {f"latent/{name}": value for name, value in latents.items()})
                 row |= speed.measure(progress.seen)
             if last or step % recipe.evaluate.every == 0:
                 meters.reduce(step)  # a model that has diverged is not worth a look
@@ -117,6 +117,8 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
                 console.row(step, row)
             if last or step % recipe.checkpoint.every == 0:
                 meters.reduce(step)
+                # finite terms may have gradients that are not, which the next step's terms would tell too late
+                read(step, {name: weight.detach().abs().max() for name, weight in objective.named_parameters()})
                 if backend.main:
                     checkpoints.save(
                         objective, optimizer,
