@@ -19,6 +19,7 @@ from vaedist.console import Console
 from vaedist.data import Dataset
 from vaedist.data.pixels import flip, to_float
 from vaedist.data.stream import Batch, Stream
+from vaedist.debug import DriftError, compare_replicas
 from vaedist.environment import environment
 from vaedist.evaluators import Subject
 from vaedist.meters import DivergedError, Meters, Speed, read, refuse_nonfinite
@@ -28,7 +29,8 @@ from vaedist.recipe import Recipe, refuse_other_run
 from vaedist.tracker import Tracker, open_tracker
 from vaedist.world import World
 
-USER_ERRORS = (ConfigError, ShardError, CheckpointError, DivergedError, OSError)  # their message is a line for the user
+# Their message is a line for the user.
+USER_ERRORS = (ConfigError, ShardError, CheckpointError, DivergedError, DriftError, OSError)
 T = TypeVar("T")
 
 
@@ -99,6 +101,9 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
             console.step()
 
             step = progress.step
+            save = last or step % recipe.checkpoint.every == 0
+            if save or step % recipe.debug.replicas == 0:
+                compare_replicas(step, objective, world)
             row: dict[str, float] = {}
             if due:
                 row |= {f"train/{name}": value for name, value in meters.take_means(step).items()}
@@ -115,7 +120,7 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
                 epoch = progress.seen / data.train.count
                 tracker.log({"step": step, "seen": progress.seen, "epoch": epoch} | row)
                 console.row(step, row)
-            if last or step % recipe.checkpoint.every == 0:
+            if save:
                 meters.reduce(step)
                 # finite terms may have gradients that are not, which the next step's terms would tell too late
                 read(step, {name: weight.detach().abs().max() for name, weight in objective.named_parameters()})
