@@ -56,6 +56,7 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
     progress, meters = Progress(), Meters(world)
     if snapshot is not None:
         snapshot.restore(objective, optimizer)
+        backend.restore_scaling(snapshot.scaling)
         progress, meters.rows = snapshot.progress, snapshot.meters
         if progress.step < steps:
             console.say(f"{recipe.run}: resumed at step {progress.step}")
@@ -92,8 +93,7 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
                     with backend.autocast():
                         terms = model(pixels, noise, done, survey)
                     backend.backward(terms["loss"])
-                    optimizer.step()
-                    optimizer.zero_grad()
+                    backend.step(optimizer)
                 meters.add(terms)
             objective.after_step(meters.end_step())
             progress.step += 1
@@ -107,6 +107,7 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
             row: dict[str, float] = {}
             if due:
                 row |= {f"train/{name}": value for name, value in meters.take_means(step).items()}
+                row |= {f"train/{name}": value for name, value in backend.overflows(step, optimizer).items()}
                 row |= read(step, {f"latent/{name}": value for name, value in latents.items()})
                 row |= speed.measure(progress.seen)
             if last or step % recipe.evaluate.every == 0:
@@ -127,7 +128,8 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
                 if backend.main:
                     checkpoints.save(
                         objective, optimizer,
-                        progress=progress, meters=meters.rows, data=data.digest, recipe=as_dict(recipe),
+                        progress=progress, meters=meters.rows, scaling=backend.scaling(), data=data.digest,
+                        recipe=as_dict(recipe),
                     )  # fmt: skip
                 speed.restart(progress.seen)
             if last:
