@@ -107,6 +107,12 @@ def test_a_run_in_half_precision_follows_the_one_in_fp32(case, precision, data, 
     assert 0 < band(tmp_path, fp32 / case) <= BAND[precision]
 
 
+@pytest.mark.parametrize("precision", backend.HALF)
+def test_it_follows_in_micro_batches_too(precision, data, fp32, tmp_path):
+    tiny_model.run("betatcvae", data, tmp_path, train_precision=precision, train_accumulate=4)
+    assert 0 < band(tmp_path, fp32 / "betatcvae") <= BAND[precision]
+
+
 def test_a_run_in_fp16_goes_on_bit_for_bit_with_the_scale_it_had(data, tmp_path, monkeypatch):
     monkeypatch.setattr(backend, "STEADY", 4)  # one growth before the restart, one after it
     for directory, stops in (("whole", [12]), ("stopped", [6, 12])):
