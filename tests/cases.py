@@ -30,6 +30,7 @@ COMMON = {
     "evaluate.every": "6",
     "evaluate.names": "[elbo]",
     "track.every": "1",
+    "debug.replicas": "1",
     "track.wandb": "off",
 }
 CASES = {name: {"objective": name} for name in available("vaedist.objectives")}

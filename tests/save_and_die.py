@@ -23,7 +23,7 @@ OPTIMIZER = torch.optim.Adam(MODULE.parameters(), fused=True)
 
 def save_for_ever(checkpoints: Checkpoints, start: int, report: int) -> None:
     for step in range(start + 1, sys.maxsize):
-        checkpoints.save(MODULE, OPTIMIZER, progress=Progress(step, step), meters=[], data="", recipe={})
+        checkpoints.save(MODULE, OPTIMIZER, progress=Progress(step, step), meters=[], scaling={}, data="", recipe={})
         os.write(report, f"{step}\n".encode())
 
 

@@ -32,7 +32,13 @@ def trained(steps: int, seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer
 
 def save(checkpoints: Checkpoints, step: int, module: nn.Module, optimizer: torch.optim.Optimizer):
     return checkpoints.save(
-        module, optimizer, progress=Progress(step, 64 * step), meters=[{"loss": 0.1}], data="digest", recipe={"seed": 0}
+        module,
+        optimizer,
+        progress=Progress(step, 64 * step),
+        meters=[{"loss": 0.1}],
+        scaling={},
+        data="digest",
+        recipe={"seed": 0},
     )
 
 

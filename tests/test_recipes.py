@@ -80,7 +80,10 @@ def test_the_run_directory_follows_from_the_command():
     )
     assert run("objective.gamma=10") == run("objective.gamma=1e1") == "runs/factorvae,objective.gamma=10.0"
     assert run("objective=betavae") == "runs/factorvae,objective.name=betavae"
-    assert run("track.wandb=off", "data.store=tar", "train.steps=9", "train.accumulate=2") == "runs/factorvae"
+    assert (
+        run("track.wandb=off", "data.store=tar", "train.steps=9", "train.accumulate=2", "debug.replicas=5")
+        == "runs/factorvae"
+    )
     assert run("train.precision=bf16") == "runs/factorvae,train.precision=bf16"
     assert run("run=elsewhere") == "elsewhere"
     assert run("data.shards=/some where/set") == "runs/factorvae,data.shards=_some_where_set"

@@ -7,22 +7,29 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from shards.parallel import cores
 from vaedist.config import ConfigError
+from vaedist.meters import DivergedError
 from vaedist.world import World
 
-Precision = Literal["fp32", "bf16", "fp64"]
+Precision = Literal["fp32", "bf16", "fp16", "fp64"]
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+FIRST_SCALE = 1.0  # of the loss in fp16: sums over pixels have large gradients as they are
+LAST_SCALE = 2.0**-8  # gradients that overflow even then are those of a run that diverges
+STEADY = 2000  # steps without overflow after which the scale is doubled; an overflow halves it
 
 
 class Backend:
     """One process of a run, on the device that the launcher gave it.
 
     fp32 computes in float32 proper (no TF32). bf16 keeps weights, moments, posterior and losses in float32 and lets
-    autocast choose bfloat16 inside the networks. fp64 is for proofs. Raises ConfigError when the launcher was asked for
-    more processes than it started.
+    autocast choose bfloat16 inside the networks. fp16 does so with float16, whose range is small: the loss is scaled,
+    so that few gradients vanish, and a step whose gradients overflow moves nothing (Micikevicius et al. 2018,
+    section 3.2). fp64 is for proofs. Raises ConfigError when the launcher was asked for more processes than it started.
     """
 
     def __init__(self, *, precision: Precision, accumulate: int) -> None:
@@ -38,7 +45,16 @@ class Backend:
         _refuse_missing_processes(self.world)
         self.device = self._accelerator.device
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
-        self._bf16 = precision == "bf16"
+        self._half = HALF.get(precision)
+        # A rank's loss is a mean over its rows, 1 / size of a micro-batch. Scaled by as much less (by a power of two,
+        # which is exact), a row's gradient is the same float16 number whatever the number of ranks.
+        self._share = 2.0 ** -(self.world.size - 1).bit_length()
+        self._scaler = torch.amp.GradScaler(
+            self.device.type,
+            init_scale=FIRST_SCALE * self._share,
+            growth_interval=STEADY,
+            enabled=precision == "fp16",
+        )
         self.threads = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # this process's share
         if self.device.type == "cpu":
             torch.set_num_threads(self.threads)  # launchers say 1
@@ -57,7 +73,7 @@ class Backend:
 
     def prepare(
         self, objective: nn.Module, optimizer: torch.optim.Optimizer
-    ) -> tuple[Callable[..., dict[str, Tensor]], torch.optim.Optimizer]:
+    ) -> tuple[Callable[..., dict[str, Tensor]], AcceleratedOptimizer]:
         """The objective as a callable whose backward averages gradients over ranks, and the optimiser that fits it."""
         return self._accelerator.prepare(objective.to(self.dtype), optimizer)
 
@@ -66,11 +82,46 @@ class Backend:
         return self._accelerator.accumulate(model)
 
     def backward(self, loss: Tensor) -> None:
-        self._accelerator.backward(loss)
+        self._accelerator.backward(self._scaler.scale(loss))
+
+    def step(self, optimizer: AcceleratedOptimizer) -> None:
+        """Moves the weights and forgets the gradients; before a step's last micro-batch it does nothing.
+
+        In fp16 it skips a step whose gradients overflow: they were averaged over ranks, so that all see the same. Fused
+        Adam does so on the device, and nobody waits to learn of it; accelerate's wrapper would hide that it can.
+        """
+        if self._accelerator.sync_gradients:
+            self._scaler.step(optimizer.optimizer)
+            self._scaler.update()
+            optimizer.zero_grad()
+
+    def overflows(self, step: int, optimizer: AcceleratedOptimizer) -> dict[str, float]:
+        """Of fp16: the loss scale, and how many of the `step` steps were skipped. Raises DivergedError."""
+        if not self._scaler.is_enabled():
+            return {}
+        scale = self.scaling()["loss_scale"]
+        if scale < LAST_SCALE:
+            raise DivergedError(
+                f"step {step}: loss_scale={scale:g}, and the gradients still overflow float16; resume this with "
+                "train.precision=bf16 or fp32"
+            )
+        moved = next(iter(optimizer.state.values()))["step"]  # Adam counts the steps that moved something
+        return {"loss_scale": scale, "skipped_steps": step - float(moved)}
+
+    def scaling(self) -> dict[str, float]:
+        """What a checkpoint keeps of loss scaling, whatever the number of processes; nothing but for fp16."""
+        state = self._scaler.state_dict()
+        return {"loss_scale": state["scale"] / self._share, "steady": state["_growth_tracker"]} if state else {}
+
+    def restore_scaling(self, scaling: dict[str, float]) -> None:
+        """Goes on with the `scaling` of a checkpoint; one of another precision has none."""
+        if scaling:
+            ours = {"scale": scaling["loss_scale"] * self._share, "_growth_tracker": scaling["steady"]}
+            self._scaler.load_state_dict(self._scaler.state_dict() | ours)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Around what the networks compute; the same under every engine, which is why the engines do not do it."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16)
+        return torch.autocast(self.device.type, dtype=self._half, enabled=self._half is not None)
 
     def close(self) -> None:
         """Ends the process group and its threads: one that lets go of a tensor while the interpreter ends aborts it."""

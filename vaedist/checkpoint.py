@@ -26,7 +26,7 @@ class CheckpointError(Exception):
 
 @dataclass
 class Progress:
-    """The one clock of a run: optimiser steps made, and images consumed by all ranks together."""
+    """The one clock of a run: optimiser steps made, or in fp16 skipped, and images consumed by all ranks together."""
 
     step: int = 0
     seen: int = 0
@@ -45,6 +45,7 @@ class Snapshot:
     path: Path
     progress: Progress
     meters: list[dict[str, float]]
+    scaling: dict[str, float]  # of the loss in fp16, else nothing
     data: str
     recipe: dict[str, Any]
     weights: dict[str, Tensor]
@@ -78,6 +79,7 @@ class Checkpoints:
         *,
         progress: Progress,
         meters: list[dict[str, float]],
+        scaling: dict[str, float],
         data: str,
         recipe: dict[str, Any],
     ) -> Path:
@@ -87,7 +89,7 @@ class Checkpoints:
             for name, parameter in _parameters(objective, optimizer)
             for key, value in optimizer.state[parameter].items()
         }
-        state = {"progress": asdict(progress), "meters": meters, "data": data, "recipe": recipe}
+        state = {"progress": asdict(progress), "meters": meters, "scaling": scaling, "data": data, "recipe": recipe}
         files = {
             WEIGHTS: save(_plain(objective.state_dict())),
             OPTIMIZER: save(_plain(moments)),
@@ -147,11 +149,12 @@ def _read(path: Path) -> Snapshot:
             content[name] = (path / name).read_bytes()
             if hashlib.sha256(content[name]).hexdigest() != digest:
                 raise CheckpointError(f"{path / name}: the checksum differs")
-        state = json.loads(content[STATE])
+        state = {"scaling": {}} | json.loads(content[STATE])  # a checkpoint older than fp16 has none
         return Snapshot(
             path=path,
             progress=Progress(**state["progress"]),
             meters=state["meters"],
+            scaling=state["scaling"],
             data=state["data"],
             recipe=state["recipe"],
             weights=load(content[WEIGHTS]),

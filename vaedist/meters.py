@@ -19,9 +19,10 @@ def refuse_nonfinite(step: int, terms: dict[str, float]) -> None:
     """Raises DivergedError, naming step and terms, unless all are finite numbers."""
     bad = [f"{name}={value}" for name, value in terms.items() if not math.isfinite(value)]
     if bad:
+        more = [f"{len(bad) - 5} more"] if len(bad) > 5 else []
         raise DivergedError(
-            f"step {step}: {', '.join(bad)}; nothing of this step was saved; start a new run with a lower lr, "
-            "or resume this with train.precision=fp32 if that was not it"
+            f"step {step}: {', '.join(bad[:5] + more)}; nothing of this step was saved; start a new run with a lower "
+            "lr, or resume this with train.precision=fp32 if that was not it"
         )
 
 

@@ -29,7 +29,7 @@ def _shift(bits: Tensor, by: int) -> Tensor:
     return (bits >> by) & ((1 << (64 - by)) - 1)
 
 
-def _mix(bits: Tensor) -> Tensor:
+def mix(bits: Tensor) -> Tensor:
     """The finaliser of splitmix64 (Steele, Lea & Flood 2014), on int64 with wrap-around."""
     bits = (bits ^ _shift(bits, 30)) * MIX1
     bits = (bits ^ _shift(bits, 27)) * MIX2
@@ -49,9 +49,9 @@ class Noise:
 
     def bits(self, purpose: str, columns: int) -> Tensor:
         """64 random bits each, int64 [..., columns]."""
-        rows = _mix(self.positions * GOLDEN + _signed(fork(self.seed, purpose)))
+        rows = mix(self.positions * GOLDEN + _signed(fork(self.seed, purpose)))
         column = torch.arange(1, columns + 1, device=rows.device)
-        return _mix(rows[..., None] + column * GOLDEN)
+        return mix(rows[..., None] + column * GOLDEN)
 
     def normal(self, purpose: str, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal deviates [..., columns], by the inverse distribution function.

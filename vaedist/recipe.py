@@ -12,6 +12,7 @@ from vaedist.checkpoint import CheckpointError, Snapshot
 from vaedist.checkpoint import Config as Checkpoint
 from vaedist.config import Command, ConfigError, as_dict, bounded, component, differences, flatten, parse, read
 from vaedist.data import Config as Data
+from vaedist.debug import Config as Debug
 from vaedist.evaluators import Config as Evaluate
 from vaedist.optimizer import Config as Optimizer
 from vaedist.tracker import Config as Track
@@ -55,6 +56,7 @@ class Recipe:
     evaluate: Evaluate = field(default_factory=Evaluate)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     track: Track = field(default_factory=Track)
+    debug: Debug = field(default_factory=Debug)
 
 
 def load(words: Sequence[str]) -> tuple[Recipe, bool]:
@@ -69,7 +71,7 @@ def load(words: Sequence[str]) -> tuple[Recipe, bool]:
 # What a resumed run may change: where things lie, how fast they go and when it looks, never what is computed.
 _FREE = (
     "run", "data.shards", "data.draw", "data.store", "data.cache", "data.pipe", "data.instead_of",
-    "train.steps", "train.accumulate", "train.precision", "evaluate.", "checkpoint.", "track.",
+    "train.steps", "train.accumulate", "train.precision", "evaluate.", "checkpoint.", "track.", "debug.",
 )  # fmt: skip
 # Of these, what nevertheless makes another run of the same recipe unless `run` says otherwise.
 _NAMED = ("data.shards", "data.draw", "train.precision")

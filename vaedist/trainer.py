@@ -19,6 +19,7 @@ from vaedist.console import Console
 from vaedist.data import Dataset
 from vaedist.data.pixels import flip, to_float
 from vaedist.data.stream import Batch, Stream
+from vaedist.debug import DriftError, compare_replicas
 from vaedist.environment import environment
 from vaedist.evaluators import Subject
 from vaedist.meters import DivergedError, Meters, Speed, read, refuse_nonfinite
@@ -28,7 +29,8 @@ from vaedist.recipe import Recipe, refuse_other_run
 from vaedist.tracker import Tracker, open_tracker
 from vaedist.world import World
 
-USER_ERRORS = (ConfigError, ShardError, CheckpointError, DivergedError, OSError)  # their message is a line for the user
+# Their message is a line for the user.
+USER_ERRORS = (ConfigError, ShardError, CheckpointError, DivergedError, DriftError, OSError)
 T = TypeVar("T")
 
 
@@ -54,6 +56,7 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
     progress, meters = Progress(), Meters(world)
     if snapshot is not None:
         snapshot.restore(objective, optimizer)
+        backend.restore_scaling(snapshot.scaling)
         progress, meters.rows = snapshot.progress, snapshot.meters
         if progress.step < steps:
             console.say(f"{recipe.run}: resumed at step {progress.step}")
@@ -90,8 +93,7 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
                     with backend.autocast():
                         terms = model(pixels, noise, done, survey)
                     backend.backward(terms["loss"])
-                    optimizer.step()
-                    optimizer.zero_grad()
+                    backend.step(optimizer)
                 meters.add(terms)
             objective.after_step(meters.end_step())
             progress.step += 1
@@ -99,10 +101,14 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
             console.step()
 
             step = progress.step
+            save = last or step % recipe.checkpoint.every == 0
+            if save or step % recipe.debug.replicas == 0:
+                compare_replicas(step, objective, world)
             row: dict[str, float] = {}
             if due:
                 row |= {f"train/{name}": value for name, value in meters.take_means(step).items()}
-                row |= {f"latent/{name}": value for name, value in read(step, latents).items()}
+                row |= {f"train/{name}": value for name, value in backend.overflows(step, optimizer).items()}
+                row |= read(step, {f"latent/{name}": value for name, value in latents.items()})
                 row |= speed.measure(progress.seen)
             if last or step % recipe.evaluate.every == 0:
                 meters.reduce(step)  # a model that has diverged is not worth a look
@@ -115,12 +121,15 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
                 epoch = progress.seen / data.train.count
                 tracker.log({"step": step, "seen": progress.seen, "epoch": epoch} | row)
                 console.row(step, row)
-            if last or step % recipe.checkpoint.every == 0:
+            if save:
                 meters.reduce(step)
+                # finite terms may have gradients that are not, which the next step's terms would tell too late
+                read(step, {name: weight.detach().abs().max() for name, weight in objective.named_parameters()})
                 if backend.main:
                     checkpoints.save(
                         objective, optimizer,
-                        progress=progress, meters=meters.rows, data=data.digest, recipe=as_dict(recipe),
+                        progress=progress, meters=meters.rows, scaling=backend.scaling(), data=data.digest,
+                        recipe=as_dict(recipe),
                     )  # fmt: skip
                 speed.restart(progress.seen)
             if last:

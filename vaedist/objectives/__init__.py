@@ -91,9 +91,10 @@ class Objective(nn.Module):
         if len(micros) == 1 or not self.couples_rows:
             return [None] * len(micros)
         q, noise = self._everything(micros)
-        with torch.enable_grad():
+        # autocast would compute the backward pass in half precision too
+        with torch.enable_grad(), torch.autocast(q.z.device.type, enabled=False):
             leaf = type(q)(*(latent.requires_grad_() for latent in q))
-            terms = self._regularizer(leaf, noise, step)
+            terms = self.regularizer(leaf, noise, step)
             slopes = torch.autograd.grad(terms["regularizer"], tuple(leaf), materialize_grads=True)
         terms = {name: term.detach() for name, term in terms.items()}
         parts = zip(*((len(micros) * slope).chunk(len(micros)) for slope in slopes), strict=True)
