@@ -256,14 +256,14 @@ def test_an_estimate_per_rank_would_change_the_pressure_on_tc_with_the_number_of
 
 @pytest.mark.parametrize("batch", [64, 4096])
 def test_the_terms_sum_to_the_kl_in_single_precision(batch):
-    """Of ten latents and 25 nats, as a VAE of faces has them."""
+    """Of ten latents, from wide to narrow, and 17 nats."""
     torch.manual_seed(0)
     logvar = torch.linspace(-7, 0, 10).expand(batch, 10)
     mu = (1 - logvar.exp()).sqrt() * torch.randn(batch, 10)
     q = Posterior(mu, logvar, sample(mu, logvar, torch.randn(batch, 10)))
     with torch.no_grad():
         found = report(q, Noise(0, positions(batch)), World(), 200_000)
-    assert 15 < kl(mu, logvar).sum(1).mean() < 30
+    assert 16 < kl(mu, logvar).sum(1).mean() < 19
     assert abs(sum(found[name].item() for name in ("mi", "tc", "dwkl")) - found["kl"].item()) <= 1e-5
 
 
