@@ -6,11 +6,11 @@ backward pass: the work is O(B^2 / world size), the memory that of one chunk and
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from vaedist.config import ConfigError
 from vaedist.noise import Noise
@@ -50,19 +50,53 @@ def stratified(batch: int, images: int) -> Weights:
 
 
 def averaged(batch: int, images: int) -> Weights:
-    """`stratified` averaged over which of the others is the row after: as unbiased, with less variance, and exact for a
-    batch that is the whole set."""
+    """`stratified` averaged over which of the others is the row after: as unbiased, and with less variance.
+
+    The less, the more of the set the batch is; of the whole set it is exact.
+    """
     other = (images - 1) / (images * max(1, batch - 1))
     return Weights(1 / images, other, other)
 
 
-def by_rows(compute: Callable[..., Tensor], own: Sequence[Tensor], cost: int) -> Tensor:
-    """`compute` of own rows, [rows, ...] each, in chunks that hold about `CHUNK` numbers at a `cost` of each row."""
+class _ByRows(torch.autograd.Function):
+    """Computes part after part, and a part again in the backward pass, so that no more than one is ever held.
+
+    torch.utils.checkpoint does so too, but keeps a little of every part: small blocks that leave the heap of a CPU in
+    pieces too small for the next part, gigabytes of them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, compute: Callable[..., Tensor], parts: Sequence[slice], *tensors: Tensor) -> Tensor:
+        ctx.compute, ctx.parts = compute, parts
+        ctx.save_for_backward(*tensors)
+        first = compute(parts[0], *tensors)
+        values = first.new_empty(parts[-1].stop, *first.shape[1:])  # at once: small blocks would cut up the heap
+        values[parts[0]] = first
+        for part in parts[1:]:
+            values[part] = compute(part, *tensors)
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = [
+            tensor.detach().requires_grad_(needed)
+            for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=True)
+        ]
+        for part in ctx.parts:
+            with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
+                (grad[part] * ctx.compute(part, *tensors)).sum().backward()  # adds to tensor.grad
+        return None, None, *(tensor.grad for tensor in tensors)
+
+
+def by_rows(compute: Callable[..., Tensor], rows: int, cost: int, *tensors: Tensor) -> Tensor:
+    """`compute(part, *tensors)` of all rows, in parts (slices) that hold about `CHUNK` numbers at a `cost` of each row.
+
+    `compute` gives the rows of its part, and takes every tensor that needs a gradient as an argument.
+    """
     step = max(1, CHUNK // cost)
-    if len(own[0]) <= step:
-        return compute(*own)
-    chunks = zip(*(rows.split(step) for rows in own), strict=True)
-    return torch.cat([checkpoint(compute, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks])
+    parts = [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+    return compute(*parts, *tensors) if len(parts) == 1 else _ByRows.apply(compute, parts, *tensors)
 
 
 def log_density(z: Tensor, positions: Tensor, everyone: Posterior, columns: Tensor, weights: Weights) -> Tensor:
@@ -73,16 +107,17 @@ def log_density(z: Tensor, positions: Tensor, everyone: Posterior, columns: Tens
     """
     own, after, other = (math.log(weight) for weight in weights)
 
-    def compute(z: Tensor, positions: Tensor) -> Tensor:
-        ahead = (columns - positions[:, None]) % len(columns)
+    def compute(part: slice, z: Tensor, *latents: Tensor) -> Tensor:
+        ahead = (columns - positions[part, None]) % len(columns)
         weight = (
             torch.full_like(ahead, other, dtype=z.dtype).masked_fill(ahead == 1, after).masked_fill(ahead == 0, own)
         )
-        pairs = everyone.log_density(z)  # [rows, batch, latent]
-        pairs = torch.cat([pairs.sum(2, keepdim=True), pairs], dim=2)
-        return torch.logsumexp(weight[:, :, None] + pairs, dim=1)
+        pairs = type(everyone)(*latents).log_density(z[part])  # [rows, batch, latent]
+        joint = torch.logsumexp(weight + pairs.sum(2), dim=1)
+        marginals = torch.logsumexp(weight[:, :, None] + pairs, dim=1)
+        return torch.cat([joint[:, None], marginals], dim=1)
 
-    return by_rows(compute, [z, positions], len(columns) * z.shape[1])
+    return by_rows(compute, len(z), len(columns) * z.shape[1], z, *everyone)
 
 
 class Decomposition(NamedTuple):

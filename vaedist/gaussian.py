@@ -40,5 +40,6 @@ class Posterior(NamedTuple):
 
     def log_density(self, z: Tensor) -> Tensor:
         """log q(z_d | x) of each z under each row's posterior: [n, latent] -> [n, rows, latent]."""
-        distance = z[:, None] - self.mu
-        return -0.5 * (distance.square() * torch.exp(-self.logvar) + self.logvar + LOG_2PI)
+        mu, logvar = self.mu.T.contiguous(), self.logvar.T.contiguous()  # sums over rows then run along memory
+        standard = (z[:, :, None] - mu) * torch.exp(-0.5 * logvar)
+        return (-0.5 * standard.square() - 0.5 * (logvar + LOG_2PI)).transpose(1, 2)

@@ -57,8 +57,8 @@ class InfoVAE(objectives.Objective):
     def kernel(self, x: Tensor, y: Tensor) -> Tensor:
         """The mean kernel of each x with all y: [rows, latent], [batch, latent] -> [rows]."""
 
-        def compute(x: Tensor) -> Tensor:
-            distance = (x[:, None] - y).square().sum(2)
+        def compute(part: slice, x: Tensor, y: Tensor) -> Tensor:
+            distance = (x[part, None] - y).square().sum(2)
             return torch.exp(distance / (-2 * self.bandwidth)).mean(1)
 
-        return by_rows(compute, [x], y.numel())
+        return by_rows(compute, len(x), y.numel(), x, y)
