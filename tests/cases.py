@@ -18,7 +18,7 @@ from vaedist.recipe import load
 from vaedist.trainer import train
 
 GOLDEN = Path(__file__).with_name("golden") / "losses.json"
-BATCH = 16
+BATCH = 8
 COMMON = {
     "recipe": "celeba64",
     "data.crop": "null",
@@ -27,7 +27,7 @@ COMMON = {
     "train.steps": "12",
     "train.batch": str(BATCH),
     "checkpoint.every": "6",
-    "evaluate.every": "6",
+    "evaluate.every": "12",
     "evaluate.names": "[elbo]",
     "track.every": "1",
     "debug.replicas": "1",
