@@ -5,10 +5,12 @@
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tiny_model import Config as Tiny
 
 from shards.packing.pack import pack_celeba
 from vaedist.backend import Backend
@@ -18,7 +20,7 @@ from vaedist.recipe import load
 from vaedist.trainer import train
 
 GOLDEN = Path(__file__).with_name("golden") / "losses.json"
-BATCH = 8
+BATCH = 16
 COMMON = {
     "recipe": "celeba64",
     "data.crop": "null",
@@ -30,7 +32,7 @@ COMMON = {
     "evaluate.every": "12",
     "evaluate.names": "[elbo]",
     "track.every": "1",
-    "debug.replicas": "1",
+    "debug.replicas": "4",
     "track.wandb": "off",
 }
 CASES = {name: {"objective": name} for name in available("vaedist.objectives")}
@@ -46,6 +48,7 @@ CASES["constrainedvae-recon"] = {
 CASES["betatcvae-mss"] = {"objective": "betatcvae", "objective.sampling": "mss"}
 CASES["qlae"]["optimizer.lr"] = "2e-3"  # a slower one leaves all images with one code
 CASES["dipvae-ii"] = {"objective": "dipvae", "objective.kind": "ii"}
+CASES["conv64"] = CASES["factorvae"] | {"model": "conv64"}
 CASES["conv128"] = {
     "model": "conv128",
     "model.hidden": "32",
@@ -54,6 +57,7 @@ CASES["conv128"] = {
     "train.steps": "6",
     "checkpoint.every": "3",
 }
+TINY = [case for case in CASES if "model" not in CASES[case]]
 COUPLED = {"conv128"}  # batch normalisation: accumulation changes the statistics, and so the run
 
 
@@ -65,8 +69,10 @@ def words(case: str, data: Path, run: Path, **more: object) -> list[str]:
 
 
 def run(case: str, data: Path, directory: Path, **more: object) -> Objective:
-    """Trains a case in this process, which may be one of several."""
+    """Trains a case in this process, which may be one of several; one that names no model trains the tiny one."""
     recipe, _ = load(words(case, data, directory, **more))
+    if case in TINY:
+        recipe = replace(recipe, model=Tiny())
     return train(recipe, Backend(precision=recipe.train.precision, accumulate=recipe.train.accumulate))
 
 

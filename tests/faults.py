@@ -14,7 +14,6 @@ from typing import Any
 from unittest.mock import patch
 
 import cases
-import tiny_model
 import torch
 
 from vaedist import backend, trainer
@@ -78,13 +77,13 @@ def everything(data: Path, out: Path) -> None:
         with Fault(name) as fault:
             error, directory = "", out / name
             try:
-                tiny_model.run(fault.case, data, directory, **QUIET | fault.settings)
+                cases.run(fault.case, data, directory, **QUIET | fault.settings)
             except trainer.USER_ERRORS as caught:
                 error = f"{type(caught).__name__}: {caught}"
             found[name] = world.everyone((error, fault.steps, (directory / "checkpoints").exists()))
     for precision in ("fp16", "bf16"):
-        tiny_model.run("betatcvae", data, out / f"betatcvae-{precision}", train_precision=precision)
-    tiny_model.run("betatcvae", data, out / "moved", train_precision="fp16")
+        cases.run("betatcvae", data, out / f"betatcvae-{precision}", train_precision=precision)
+    cases.run("betatcvae", data, out / "moved", train_precision="fp16")
     if world.rank == 0:
         (out / "found.json").write_text(json.dumps({"world_size": world.size, "faults": found}))
     world.everyone(None)

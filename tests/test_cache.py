@@ -90,11 +90,11 @@ class Set:
         return names
 
     def unused(self) -> list[Path]:
-        """What is in the cache and nobody has open, not even who has just fetched it."""
+        """What is in the cache and nobody has open, not even who has just fetched it: what may be evicted."""
         free = []
         for path in self.folder.glob("[!.]*"):
-            with path.open("rb") as stream:
-                free += [path] if lock.try_lock(stream, path) else []
+            with path.open("rb") as stream, lock.attempt(self.folder / f".{path.name}.lock") as idle:
+                free += [path] if idle and lock.try_lock(stream, path) else []
         return free
 
 

@@ -249,7 +249,7 @@ def test_a_checkpoint_holds_every_player(tmp_path):
         adam = torch.optim.Adam(module.parameters(), fused=True)
         adam.step()
         checkpoints = Checkpoints(tmp_path / name, keep=1)
-        checkpoints.save(module, adam, progress=Progress(1, 64), meters=[], data="", recipe={})
+        checkpoints.save(module, adam, progress=Progress(1, 64), meters=[], scaling={}, data="", recipe={})
         found = checkpoints.newest(pytest.fail)
         moments = {key: value for key, value in found.moments.items() if key.endswith("exp_avg")}
         return tuple(sum(tensor.numel() for tensor in part.values()) for part in (found.weights, moments))

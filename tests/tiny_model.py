@@ -1,17 +1,11 @@
-"""A VAE small enough to train in half precision on a CPU without instructions for it, and how to train it."""
+"""A VAE small enough for many runs in a test, in half precision too."""
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
-import cases
 from torch import nn
 
-from vaedist.backend import Backend
 from vaedist.layers import Sequential, WideLinear
 from vaedist.models import VAE
-from vaedist.objectives import Objective
-from vaedist.recipe import load
-from vaedist.trainer import train
 from vaedist.world import World
 
 
@@ -30,9 +24,3 @@ class Config:
             nn.ConvTranspose2d(16, 3, 8, stride=8),
         )  # fmt: skip
         return VAE(encoder, decoder, latent=self.latent)
-
-
-def run(case: str, data: Path, directory: Path, **more: object) -> Objective:
-    """`cases.run` with this model."""
-    recipe = replace(load(cases.words(case, data, directory, **more))[0], model=Config())
-    return train(recipe, Backend(precision=recipe.train.precision, accumulate=recipe.train.accumulate))
