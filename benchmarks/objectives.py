@@ -32,6 +32,7 @@ from vaedist.world import World
 SHAPE, IMAGES = (3, 64, 64), 162_770  # CelebA's training images
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "betatcvae": [{"sampling": "mws"}, {"sampling": "mss"}],
+    "constrainedvae": [{}, {"constrained": "recon", "bound": 7000.0}],
     "dipvae": [{"kind": "i"}, {"kind": "ii"}],
 }
 BASELINE = "vae"
@@ -41,7 +42,11 @@ def candidates() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """A label, the objective's name and its settings; the baseline first."""
     for name in sorted(available("vaedist.objectives"), key=lambda name: (name != BASELINE, name)):
         for settings in VARIANTS.get(name, [{}]):
-            yield " ".join([name, *map(str, settings.values())]), name, settings
+            yield (
+                " ".join([name, *[str(value) for value in settings.values() if isinstance(value, str)]]),
+                name,
+                settings,
+            )
 
 
 def build(name: str, settings: dict[str, Any], world: World, device: torch.device) -> Objective:
