@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from vaedist.meters import DivergedError, Meters
+from vaedist.debug import DivergedError
+from vaedist.meters import Meters
 from vaedist.world import World
 
 

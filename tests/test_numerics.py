@@ -13,8 +13,7 @@ from test_trainer import complaints, launch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vaedist import backend
-from vaedist.debug import DriftError, compare_replicas, digest
-from vaedist.meters import DivergedError
+from vaedist.debug import DivergedError, DriftError, compare_replicas, digest
 from vaedist.noise import Noise
 from vaedist.objectives import Objective
 from vaedist.recipe import load

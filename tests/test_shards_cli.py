@@ -110,7 +110,7 @@ def test_every_error_is_one_line_and_a_status_of_1(source, tmp_path, shards):
     )
     status, out, err = shards("verify", dst)
     assert (status, out) == (1, ["valid-00000.tar: its sha256 is not the one in the manifest"])
-    assert err == [f"shards: {dst}: 1 faults found; mend it with `python -m shards verify DST --repair`"]
+    assert err == [f"shards: {dst}: 1 fault found; mend it with `python -m shards verify DST --repair`"]
     assert not (tmp_path / "x.png").exists()
 
 

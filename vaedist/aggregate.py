@@ -109,9 +109,8 @@ def log_density(z: Tensor, positions: Tensor, everyone: Posterior, columns: Tens
 
     def compute(part: slice, z: Tensor, *latents: Tensor) -> Tensor:
         ahead = (columns - positions[part, None]) % len(columns)
-        weight = (
-            torch.full_like(ahead, other, dtype=z.dtype).masked_fill(ahead == 1, after).masked_fill(ahead == 0, own)
-        )
+        weight = torch.full_like(ahead, other, dtype=z.dtype)
+        weight = weight.masked_fill(ahead == 1, after).masked_fill(ahead == 0, own)
         pairs = type(everyone)(*latents).log_density(z[part])  # [rows, batch, latent]
         joint = torch.logsumexp(weight + pairs.sum(2), dim=1)
         marginals = torch.logsumexp(weight[:, :, None] + pairs, dim=1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from shards.parallel import cores
 from vaedist.config import ConfigError
-from vaedist.meters import DivergedError
+from vaedist.debug import DivergedError
 from vaedist.world import World
 
 Precision = Literal["fp32", "bf16", "fp16", "fp64"]

@@ -1,5 +1,6 @@
-"""Whether the ranks still hold the same model, bit for bit: averaged gradients hide that one of them went astray."""
+"""Whether a run has gone astray: terms that are not finite, ranks that no longer hold the same model, bit for bit."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -15,12 +16,34 @@ CHUNK = 2**22  # bytes hashed at once: few enough for a cache, many enough for f
 
 
 class DriftError(Exception):
-    """The ranks hold different models."""
+    """The ranks hold different models, which averaged gradients hide."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     replicas: int = bounded(1000, at_least=1)  # steps between two comparisons; one more goes before every checkpoint
+
+
+class DivergedError(Exception):
+    """A term became NaN or infinite."""
+
+
+def refuse_nonfinite(step: int, terms: dict[str, float]) -> None:
+    """Raises DivergedError, naming step and terms, unless all are finite numbers."""
+    bad = [f"{name}={value}" for name, value in terms.items() if not math.isfinite(value)]
+    if bad:
+        more = [f"{len(bad) - 5} more"] if len(bad) > 5 else []
+        raise DivergedError(
+            f"step {step}: {', '.join(bad[:5] + more)}; nothing of this step was saved; start a new run with a lower "
+            "lr, or resume this with train.precision=fp32 if that was not it"
+        )
+
+
+def read(step: int, terms: dict[str, Tensor]) -> dict[str, float]:
+    """The values of scalars, copied from the device at once. Raises DivergedError."""
+    values = dict(zip(terms, torch.stack([term.double() for term in terms.values()]).tolist(), strict=True))
+    refuse_nonfinite(step, values)
+    return values
 
 
 def digest(tensor: Tensor) -> Tensor:

@@ -8,29 +8,8 @@ import torch
 from torch import Tensor
 
 from vaedist.data.stream import Stream
+from vaedist.debug import refuse_nonfinite
 from vaedist.world import World
-
-
-class DivergedError(Exception):
-    """A term became NaN or infinite."""
-
-
-def refuse_nonfinite(step: int, terms: dict[str, float]) -> None:
-    """Raises DivergedError, naming step and terms, unless all are finite numbers."""
-    bad = [f"{name}={value}" for name, value in terms.items() if not math.isfinite(value)]
-    if bad:
-        more = [f"{len(bad) - 5} more"] if len(bad) > 5 else []
-        raise DivergedError(
-            f"step {step}: {', '.join(bad[:5] + more)}; nothing of this step was saved; start a new run with a lower "
-            "lr, or resume this with train.precision=fp32 if that was not it"
-        )
-
-
-def read(step: int, terms: dict[str, Tensor]) -> dict[str, float]:
-    """The values of scalars, copied from the device at once. Raises DivergedError."""
-    values = dict(zip(terms, torch.stack([term.double() for term in terms.values()]).tolist(), strict=True))
-    refuse_nonfinite(step, values)
-    return values
 
 
 @dataclass

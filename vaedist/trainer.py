@@ -19,10 +19,10 @@ from vaedist.console import Console
 from vaedist.data import Dataset
 from vaedist.data.pixels import flip, to_float
 from vaedist.data.stream import Batch, Stream
-from vaedist.debug import DriftError, compare_replicas
+from vaedist.debug import DivergedError, DriftError, compare_replicas, read, refuse_nonfinite
 from vaedist.environment import environment
 from vaedist.evaluators import Subject
-from vaedist.meters import DivergedError, Meters, Speed, read, refuse_nonfinite
+from vaedist.meters import Meters, Speed
 from vaedist.noise import Noise, fork
 from vaedist.objectives import Micro, Objective
 from vaedist.recipe import Recipe, refuse_other_run
@@ -147,8 +147,7 @@ def open_run(
     shape = (library.manifest.channels, recipe.data.size, recipe.data.size)
     images = library.manifest.split("train").count * (2 if recipe.data.flip else 1)  # a mirrored image is another one
     objective = recipe.objective.build(recipe.model.build(shape, world), world, images)
-    if objective.couples_rows and recipe.train.batch < 2:
-        raise ConfigError("train.batch=1: this objective compares the images of a batch, it needs two at least")
+    objective.require_batch(recipe.train.batch)
     snapshot = checkpoints.newest(console.say)
     if snapshot is not None:
         refuse_other_run(snapshot, recipe, library.manifest.digest)

@@ -42,7 +42,8 @@ def _verify(options: argparse.Namespace) -> int:
     for fault in faults:
         print(fault)
     if faults:
-        print(f"shards: {options.dst}: {len(faults)} faults found; {manifest.REMEDY}", file=sys.stderr)
+        number = "1 fault" if len(faults) == 1 else f"{len(faults):,} faults"
+        print(f"shards: {options.dst}: {number} found; {manifest.REMEDY}", file=sys.stderr)
         return 1
     found = manifest.read(options.dst)
     images = sum(split.count for split in found.splits.values())

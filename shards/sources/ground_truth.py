@@ -2,9 +2,9 @@
 
 import importlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from zlib import crc32
 
 import numpy as np
@@ -27,6 +27,9 @@ class Pictures:
     def names(self) -> list[str]:
         return [f"{row + 1:06d}.png" for row in self.rows.tolist()]
 
+    def part(self, rows: np.ndarray) -> Self:
+        return replace(self, rows=self.rows[rows])
+
     def pixels(self) -> Iterator[np.ndarray]:
         """bool [64, 64] or uint8 [64, 64, 3] of each."""
         raise NotImplementedError
@@ -47,9 +50,6 @@ class Drawn(Pictures):
 
     name: str
 
-    def part(self, rows: np.ndarray) -> "Drawn":
-        return Drawn(rows=self.rows[rows], name=self.name)
-
     def pixels(self) -> Iterator[np.ndarray]:
         painter = _painter(self.name)
         for start in range(0, len(self.rows), CHUNK):
@@ -63,8 +63,8 @@ class Bitmaps(Pictures):
 
     bits: np.ndarray  # uint8 [n, 64, 8]
 
-    def part(self, rows: np.ndarray) -> "Bitmaps":
-        return Bitmaps(rows=self.rows[rows], bits=self.bits[rows])
+    def part(self, rows: np.ndarray) -> Self:
+        return replace(self, rows=self.rows[rows], bits=self.bits[rows])
 
     def pixels(self) -> Iterator[np.ndarray]:
         return (np.unpackbits(bits, axis=1).view(bool) for bits in self.bits)
@@ -75,9 +75,6 @@ class Stored(Pictures):
     """Pictures in the .h5, read where they are packed."""
 
     file: Path
-
-    def part(self, rows: np.ndarray) -> "Stored":
-        return Stored(rows=self.rows[rows], file=self.file)
 
     def pixels(self) -> Iterator[np.ndarray]:
         return iter(official.h5_images(self.file, self.rows))

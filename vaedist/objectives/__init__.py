@@ -65,6 +65,11 @@ class Objective(nn.Module):
                 "set objective.likelihood=gaussian"
             )
 
+    def require_batch(self, batch: int) -> None:
+        """Raises ConfigError where the terms are not defined for a step of so many images."""
+        if self.couples_rows and batch < 2:
+            raise ConfigError("train.batch=1: this objective compares the images of a batch, it needs two at least")
+
     def posterior(self, images: Tensor, noise: Noise) -> Posterior:
         """q(z | images) and a draw of it."""
         mu, logvar = self.vae.encode(images, noise)

@@ -39,6 +39,10 @@ class BetaTCVAE(objectives.Objective):
         self.alpha, self.beta, self.gamma = config.alpha, config.beta, config.gamma
         self.weights = weighted if config.sampling == "mws" else stratified
 
+    def require_batch(self, batch: int) -> None:
+        super().require_batch(batch)
+        self.weights(batch, self.images)
+
     def regularizer(self, q: Posterior, noise: Noise, step: Tensor) -> dict[str, Tensor]:
         mi, tc, dwkl = decompose(q, noise, self.world, self.weights, self.images)
         return {
