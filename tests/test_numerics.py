@@ -9,7 +9,7 @@ import faults
 import pytest
 import tiny_model
 import torch
-from test_trainer import complaints, launch
+from launching import complaints, launch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vaedist import backend
@@ -161,18 +161,21 @@ def band(directory: Path, reference: Path) -> float:
 # One rank alone
 
 
-@pytest.fixture(scope="module", params=[4])
-def launched(request, data, tmp_path_factory) -> tuple[int, Path, dict]:
-    """What faults.py found on so many processes: the number, the directory of its runs, and every rank's end."""
-    out = tmp_path_factory.mktemp(f"faults{request.param}")
+PROCESSES = 4
+
+
+@pytest.fixture(scope="module")
+def launched(data, tmp_path_factory) -> tuple[Path, dict]:
+    """What faults.py found: the directory of its runs, and every rank's end."""
+    out = tmp_path_factory.mktemp("faults")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backend, "STEADY", faults.STEADY)
         cases.run("betatcvae", data, out / "moved", train_precision="fp16", train_steps=5)
-    done = launch(str(data), str(out), processes=request.param, script=Path(faults.__file__))
+    done = launch(data, out, processes=PROCESSES, script=Path(faults.__file__))
     assert (out / "found.json").exists(), done.stderr[-3000:]
     found = json.loads((out / "found.json").read_text())
-    assert found["world_size"] == request.param
-    return request.param, out, found["faults"] | {"launched": (done.returncode, complaints(done.stderr))}
+    assert found["world_size"] == PROCESSES
+    return out, found["faults"] | {"launched": (done.returncode, complaints(done.stderr))}
 
 
 @pytest.mark.parametrize(
@@ -186,18 +189,18 @@ def launched(request, data, tmp_path_factory) -> tuple[int, Path, dict]:
     ],
 )
 def test_what_goes_wrong_on_one_rank_ends_all_within_an_interval_by_name_and_unsaved(fault, line, steps, launched):
-    size, _, found = launched
+    _, found = launched
     errors, taken, saved = zip(*found[fault], strict=True)
     assert len(set(errors)) == 1
-    assert errors[0].startswith(line.format(size=size, last=size - 1))
-    assert taken == (steps,) * size
+    assert errors[0].startswith(line.format(size=PROCESSES, last=PROCESSES - 1))
+    assert taken == (steps,) * PROCESSES
     assert not any(saved)
 
 
 def test_an_overflow_on_one_rank_skips_the_step_on_all_and_is_logged(launched):
     """The replicas are compared in every step; the weights and moments stay, the clock and the scale move."""
-    size, out, found = launched
-    assert [error for error, *_ in found["overflow"]] == [""] * size
+    out, found = launched
+    assert [error for error, *_ in found["overflow"]] == [""] * PROCESSES
     run, step = out / "overflow", faults.STEP
     rows = cases.rows(run)
     assert [row["train/skipped_steps"] for row in rows] == [0, 0, 0, 1, 1, 1, 1, 1]
@@ -211,7 +214,7 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all_and_is_logged(launched):
 
 def test_half_precision_is_the_same_on_several_processes(launched, data, fp32, tmp_path):
     """And follows fp32 there as well; the scale, and what a checkpoint keeps of it, know nothing of their number."""
-    _, out, _ = launched
+    out, _ = launched
     for precision in backend.HALF:
         assert band(out / f"betatcvae-{precision}", fp32 / "betatcvae") <= BAND[precision]
     assert len(cases.rows(out / "moved")) == 12  # stopped on one process
@@ -220,7 +223,7 @@ def test_half_precision_is_the_same_on_several_processes(launched, data, fp32, t
 
 
 def test_the_command_then_fails_with_the_one_line_and_leaves_no_checkpoint(launched):
-    _, out, found = launched
+    out, found = launched
     status, lines = found["launched"]
     assert status != 0
     (said,) = lines

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from http_server import serving
+from launching import TRAIN, complaints, launch
 from PIL import Image
 from small import small
 from tiny_set import pack_tiny, spoil
@@ -22,8 +23,6 @@ from shards.manifest import read
 from vaedist.config import available, dump
 from vaedist.recipe import load
 from vaedist.train import main
-
-TRAIN = Path(__file__).parents[1] / "vaedist" / "train.py"
 
 
 @pytest.fixture(scope="module")
@@ -40,24 +39,11 @@ def short(data: Path, run: Path, *more: str) -> list[str]:
     return [word for word in words if word.partition("=")[0] not in told] + list(more)
 
 
-def launch(
-    *words: str, processes: int | None = None, flags: tuple[str, ...] = (), script: Path = TRAIN
-) -> subprocess.CompletedProcess[str]:
-    accelerate = str(Path(sys.executable).with_name("accelerate"))
-    several = ["--multi_gpu", "--num_processes", str(processes), "--main_process_port", "0"] if processes else []
-    command = [accelerate, "launch", *several, *flags, str(script), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
-
 def changed(directory: Path, line: str) -> Path:
     """train.py with a line before it."""
     script = directory / "changed.py"
     script.write_text(f"import os, runpy, sys\n{line}\nrunpy.run_path({str(TRAIN)!r}, run_name='__main__')\n")
     return script
-
-
-def complaints(output: str) -> list[str]:
-    return [line for line in output.splitlines() if line.startswith("vaedist: ")]
 
 
 def test_a_run_leaves_its_recipe_surroundings_metrics_pictures_and_checkpoints(data, tmp_path, capsys):

@@ -2,18 +2,17 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import cases
 import pytest
 import torch
+from launching import launch
 from worker import methods
 
 from vaedist.world import World
 
-HERE = Path(__file__).parent
+WORKER = Path(__file__).with_name("worker.py")
 GOLDEN = json.loads(cases.GOLDEN.read_text())
 assert GOLDEN.keys() == cases.CASES.keys(), "a new objective: `./run python tests/cases.py` writes its golden losses"
 ALONE = [case for case in cases.CASES if case not in cases.COUPLED]
@@ -46,13 +45,6 @@ PRECISIONS = pytest.mark.parametrize(
 )
 
 
-def launch(processes: int, *words: object) -> subprocess.CompletedProcess[str]:
-    accelerate = Path(sys.executable).with_name("accelerate")
-    command = [accelerate, "launch", "--multi_gpu", "--num_processes", processes, "--main_process_port", 0]
-    command += [HERE / "worker.py", *words]
-    return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=900)
-
-
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("discs") / "set"
@@ -79,7 +71,7 @@ def launched(request, data, stopped, tmp_path_factory) -> tuple[int, Path, dict]
     """What worker.py found on so many processes: the number, the directory of its runs, and its own report."""
     out = tmp_path_factory.mktemp(f"processes{request.param}")
     shutil.copytree(stopped, out, dirs_exist_ok=True)
-    done = launch(request.param, "everything", data, out)
+    done = launch("everything", data, out, processes=request.param, script=WORKER, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((out / "found.json").read_text())
     assert found["world_size"] == request.param
@@ -143,7 +135,7 @@ def test_a_run_stopped_on_one_process_goes_on_with_two(case, precision, measure,
 
 def test_a_run_killed_on_two_processes_goes_on_with_one(data, tmp_path):
     run = tmp_path / "killed"
-    done = launch(2, "die", data, run, "factorvae", "fp64")
+    done = launch("die", data, run, "factorvae", "fp64", processes=2, script=WORKER)
     assert done.returncode != 0
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000006"]
     assert 7 <= len(cases.rows(run)) <= 8  # more than the checkpoint knows: the resumed run makes them again
