@@ -290,6 +290,19 @@ decoded.decoded(reader, Path(sys.argv[2]), print, quiet=True)
     assert sorted(path.name for path in resumed.path.parent.iterdir()) == sorted([PIXELS, SIDECAR])
 
 
+def test_a_build_killed_after_its_last_shard_is_finished_by_the_next(packed, tmp_path):
+    script = """
+decoded._finish = lambda folder, identity: os.kill(os.getpid(), signal.SIGKILL)
+decoded.decoded(reader, Path(sys.argv[2]), print, quiet=True)
+"""
+    process = run(HELPERS + script, packed.directory, tmp_path)
+    process.communicate()
+    assert process.returncode == -9
+    assert len(list(tmp_path.glob("*.draft/0*.json"))) == len(packed.split("train").shards)
+    resumed = decoded.decoded(reader(packed), tmp_path, lambda line: None, quiet=True)
+    assert np.array_equal(resumed.pixels, everything(opened(packed, tmp_path, kind="tar")).numpy())
+
+
 def test_a_build_that_fails_leaves_nothing_under_its_final_name_and_goes_on_when_the_set_is_mended(
     own, packed, tmp_path
 ):

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +140,7 @@ def _decode_parts(reader: Reader, draft: Path, identity: dict[str, Any], quiet: 
     """Decodes the parts, one a shard, that no other process has decoded or is decoding."""
     counts = identity["rows"]
     todo = [part for part in range(len(counts)) if not _mark(draft, part).exists()]
-    for part, soon in shown(
-        zip(todo, [*todo[1:], None], strict=True), [counts[part] for part in todo], "decoding", quiet
-    ):
+    for part, soon in shown(pairwise([*todo, None]), [counts[part] for part in todo], "decoding", quiet):
         _decode_part(reader, draft, part, first=sum(counts[:part]), soon=[] if soon is None else [soon])
 
 
