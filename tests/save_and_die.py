@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vaedist.checkpoint import Checkpoints, Progress
+from vaedist.backend import copy
+from vaedist.checkpoint import Checkpoints, Progress, State
 
 MODULE = nn.Linear(300, 300)
 OPTIMIZER = torch.optim.Adam(MODULE.parameters(), fused=True)
@@ -23,7 +24,13 @@ OPTIMIZER = torch.optim.Adam(MODULE.parameters(), fused=True)
 
 def save_for_ever(checkpoints: Checkpoints, start: int, report: int) -> None:
     for step in range(start + 1, sys.maxsize):
-        checkpoints.save(MODULE, OPTIMIZER, progress=Progress(step, step), meters=[], scaling={}, data="", recipe={})
+        weights, moments = copy(MODULE, OPTIMIZER)
+        checkpoints.save(
+            State(
+                progress=Progress(step, step), meters=[], scaling={}, data="", recipe={},
+                weights=weights, moments=moments,
+            )
+        )  # fmt: skip
         os.write(report, f"{step}\n".encode())
 
 

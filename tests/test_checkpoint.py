@@ -10,7 +10,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from vaedist.checkpoint import CheckpointError, Checkpoints, Progress
+from vaedist.backend import copy, restore
+from vaedist.checkpoint import CheckpointError, Checkpoints, Progress, State
 
 
 def trained(steps: int, seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -31,15 +32,13 @@ def trained(steps: int, seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer
 
 
 def save(checkpoints: Checkpoints, step: int, module: nn.Module, optimizer: torch.optim.Optimizer):
+    weights, moments = copy(module, optimizer)
     return checkpoints.save(
-        module,
-        optimizer,
-        progress=Progress(step, 64 * step),
-        meters=[{"loss": 0.1}],
-        scaling={},
-        data="digest",
-        recipe={"seed": 0},
-    )
+        State(
+            progress=Progress(step, 64 * step), meters=[{"loss": 0.1}], scaling={}, data="digest", recipe={"seed": 0},
+            weights=weights, moments=moments,
+        )
+    )  # fmt: skip
 
 
 def test_a_restored_run_goes_on_bit_for_bit(tmp_path):
@@ -47,7 +46,7 @@ def test_a_restored_run_goes_on_bit_for_bit(tmp_path):
     save(checkpoints, 5, *trained(5))
     module, optimizer = trained(0, seed=1)
     snapshot = checkpoints.newest(pytest.fail)
-    snapshot.restore(module, optimizer)
+    restore(snapshot, module, optimizer)
     assert (snapshot.progress, snapshot.meters, snapshot.data) == (Progress(5, 320), [{"loss": 0.1}], "digest")
 
     reference, reference_optimizer = trained(5)
@@ -128,7 +127,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
     snapshot = Checkpoints(tmp_path, keep=3).newest(pytest.fail)
     other = nn.Linear(3, 4)
     with pytest.raises(CheckpointError, match="the weights are of another model"):
-        snapshot.restore(other, torch.optim.Adam(other.parameters()))
+        restore(snapshot, other, torch.optim.Adam(other.parameters()))
 
 
 def test_kill_9_at_any_moment_leaves_the_last_whole_checkpoint(tmp_path):

@@ -1,7 +1,7 @@
 """Processes, devices and precision: the only file that knows accelerate and how a gradient crosses ranks."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from shards.parallel import cores
+from vaedist.checkpoint import CheckpointError, Snapshot
 from vaedist.config import ConfigError
 from vaedist.debug import DivergedError
 from vaedist.world import World
@@ -119,6 +120,17 @@ class Backend:
             ours = {"scale": scaling["loss_scale"] * self._share, "_growth_tracker": scaling["steady"]}
             self._scaler.load_state_dict(self._scaler.state_dict() | ours)
 
+    def copy(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> "Copies":
+        """What a checkpoint keeps of weights and optimiser; every rank calls it."""
+        return copy(objective, optimizer)
+
+    def restore(self, snapshot: Snapshot, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Puts the weights and moments of a checkpoint in place, whatever processes it was written by.
+
+        Raises CheckpointError when they are those of another model.
+        """
+        restore(snapshot, objective, optimizer)
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Around what the networks compute; the same under every engine, which is why the engines do not do it."""
         return torch.autocast(self.device.type, dtype=self._half, enabled=self._half is not None)
@@ -126,6 +138,46 @@ class Backend:
     def close(self) -> None:
         """Ends the process group and its threads: one that lets go of a tensor while the interpreter ends aborts it."""
         self._accelerator.end_training()
+
+
+Copies = tuple[dict[str, Tensor], dict[str, Tensor]]  # weights and buffers by name, moments by PARAMETER/NAME
+
+
+def copy(objective: nn.Module, optimizer: torch.optim.Optimizer) -> Copies:
+    """`Backend.copy` where every rank holds everything."""
+    moments = {
+        f"{name}/{key}": value
+        for name, parameter in _parameters(objective, optimizer)
+        for key, value in optimizer.state[parameter].items()
+    }
+    return _copies(objective.state_dict()), _copies(moments)
+
+
+def restore(snapshot: Snapshot, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """`Backend.restore` where every rank holds everything."""
+    try:
+        objective.load_state_dict(snapshot.weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{snapshot.path}: the weights are of another model: {error}") from error
+    for name, parameter in _parameters(objective, optimizer):
+        keys = [key for key in snapshot.moments if key.rpartition("/")[0] == name]
+        optimizer.state[parameter] = {key.rpartition("/")[2]: _like(snapshot.moments[key], parameter) for key in keys}
+
+
+def _parameters(objective: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
+    names = {id(parameter): name for name, parameter in objective.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            yield names[id(parameter)], parameter
+
+
+def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """A moment in the parameter's precision; Adam's scalar step count stays float32."""
+    return value.to(parameter.device, parameter.dtype if value.ndim else value.dtype)
 
 
 def _refuse_missing_processes(world: World) -> None:

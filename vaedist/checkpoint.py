@@ -3,15 +3,14 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from shards.files import replacing, sync_directory
 from vaedist.config import bounded
@@ -38,28 +37,24 @@ class Config:
     keep: int = bounded(3, at_least=1)  # the newest so many
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """What `Checkpoints.newest` found on disk, its checksums verified."""
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """All of a run between two steps, of all ranks together; its tensors lie in memory of their own, on the CPU."""
 
-    path: Path
     progress: Progress
     meters: list[dict[str, float]]
     scaling: dict[str, float]  # of the loss in fp16, else nothing
     data: str
     recipe: dict[str, Any]
-    weights: dict[str, Tensor]
-    moments: dict[str, Tensor]
+    weights: dict[str, Tensor]  # and buffers, by name
+    moments: dict[str, Tensor]  # of the optimiser, by PARAMETER/NAME
 
-    def restore(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Puts weights and moments, by parameter name, in place. Raises CheckpointError when the names differ."""
-        try:
-            objective.load_state_dict(self.weights)
-        except RuntimeError as error:
-            raise CheckpointError(f"{self.path}: the weights are of another model: {error}") from error
-        for name, parameter in _parameters(objective, optimizer):
-            keys = [key for key in self.moments if key.rpartition("/")[0] == name]
-            optimizer.state[parameter] = {key.rpartition("/")[2]: _like(self.moments[key], parameter) for key in keys}
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot(State):
+    """What `Checkpoints.newest` found on disk, its checksums verified."""
+
+    path: Path
 
 
 @dataclass(frozen=True)
@@ -72,35 +67,23 @@ class Checkpoints:
     directory: Path
     keep: int
 
-    def save(
-        self,
-        objective: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        *,
-        progress: Progress,
-        meters: list[dict[str, float]],
-        scaling: dict[str, float],
-        data: str,
-        recipe: dict[str, Any],
-    ) -> Path:
+    def save(self, state: State) -> Path:
         """Writes the state after `progress.step` steps; rank 0 alone calls it."""
-        moments = {
-            f"{name}/{key}": value
-            for name, parameter in _parameters(objective, optimizer)
-            for key, value in optimizer.state[parameter].items()
-        }
-        state = {"progress": asdict(progress), "meters": meters, "scaling": scaling, "data": data, "recipe": recipe}
+        plain = {
+            "progress": asdict(state.progress), "meters": state.meters, "scaling": state.scaling,
+            "data": state.data, "recipe": state.recipe,
+        }  # fmt: skip
         files = {
-            WEIGHTS: save(_plain(objective.state_dict())),
-            OPTIMIZER: save(_plain(moments)),
-            STATE: json.dumps(state, indent=1).encode(),
+            WEIGHTS: save(state.weights),
+            OPTIMIZER: save(state.moments),
+            STATE: json.dumps(plain, indent=1).encode(),
         }
         sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
         files[SUMS] = sums.encode()
 
         for stale in self.directory.glob(".step-*.draft"):
             shutil.rmtree(stale)
-        final = self.directory / f"step-{progress.step:08d}"
+        final = self.directory / f"step-{state.progress.step:08d}"
         draft = self.directory / f".{final.name}.draft"
         draft.mkdir(parents=True)
         for name, content in files.items():
@@ -162,19 +145,3 @@ def _read(path: Path) -> Snapshot:
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a whole checkpoint ({type(error).__name__}: {error})") from error
-
-
-def _parameters(objective: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
-    names = {id(parameter): name for name, parameter in objective.named_parameters()}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            yield names[id(parameter)], parameter
-
-
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """A moment in the parameter's precision; Adam's scalar step count stays float32."""
-    return value.to(parameter.device, parameter.dtype if value.ndim else value.dtype)

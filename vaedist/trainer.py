@@ -5,6 +5,7 @@ import json
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from shards.files import replacing
 from shards.manifest import ShardError
 from vaedist import evaluators
 from vaedist.backend import Backend
-from vaedist.checkpoint import CheckpointError, Checkpoints, Progress, Snapshot
+from vaedist.checkpoint import CheckpointError, Checkpoints, Progress, Snapshot, State
 from vaedist.config import ConfigError, as_dict, dump
 from vaedist.console import Console
 from vaedist.data import Dataset
@@ -55,7 +56,7 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
     model, optimizer = backend.prepare(objective, recipe.optimizer.build(objective.param_groups()))
     progress, meters = Progress(), Meters(world)
     if snapshot is not None:
-        snapshot.restore(objective, optimizer)
+        backend.restore(snapshot, objective, optimizer)
         backend.restore_scaling(snapshot.scaling)
         progress, meters.rows = snapshot.progress, snapshot.meters
         if progress.step < steps:
@@ -125,12 +126,12 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
                 meters.reduce(step)
                 # finite terms may have gradients that are not, which the next step's terms would tell too late
                 read(step, {name: weight.detach().abs().max() for name, weight in objective.named_parameters()})
+                weights, moments = backend.copy(objective, optimizer)
                 if backend.main:
-                    checkpoints.save(
-                        objective, optimizer,
-                        progress=progress, meters=meters.rows, scaling=backend.scaling(), data=data.digest,
-                        recipe=as_dict(recipe),
-                    )  # fmt: skip
+                    checkpoints.save(State(
+                        progress=replace(progress), meters=meters.rows, scaling=backend.scaling(), data=data.digest,
+                        recipe=as_dict(recipe), weights=weights, moments=moments,
+                    ))  # fmt: skip
                 speed.restart(progress.seen)
             if last:
                 break

@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +139,8 @@ def _decode_parts(reader: Reader, draft: Path, identity: dict[str, Any], quiet: 
     """Decodes the parts, one a shard, that no other process has decoded or is decoding."""
     counts = identity["rows"]
     todo = [part for part in range(len(counts)) if not _mark(draft, part).exists()]
-    for part, soon in shown(pairwise([*todo, None]), [counts[part] for part in todo], "decoding", quiet):
+    then = zip(todo, [*todo[1:], None], strict=False)  # nothing to do while another process names the whole
+    for part, soon in shown(then, [counts[part] for part in todo], "decoding", quiet):
         _decode_part(reader, draft, part, first=sum(counts[:part]), soon=[] if soon is None else [soon])
 
 
