@@ -64,7 +64,7 @@ COUPLED = {"conv128"}  # batch normalisation: accumulation changes the statistic
 def words(case: str, data: Path, run: Path, **more: object) -> list[str]:
     """The command line of a case; `train_precision` in `more` stands for train.precision."""
     places = {"data.shards": data, "data.cache": data.parent / "cache", "run": run}
-    told = {key.replace("_", "."): value for key, value in more.items()}
+    told = {key.replace("_", ".", 1): value for key, value in more.items()}
     return [f"{key}={value}" for key, value in (COMMON | CASES[case] | places | told).items()]
 
 
@@ -73,7 +73,7 @@ def run(case: str, data: Path, directory: Path, **more: object) -> Objective:
     recipe, _ = load(words(case, data, directory, **more))
     if case in TINY:
         recipe = replace(recipe, model=Tiny())
-    return train(recipe, Backend(precision=recipe.train.precision, accumulate=recipe.train.accumulate))
+    return train(recipe, Backend(recipe.train))
 
 
 def rows(directory: Path) -> list[dict[str, float]]:

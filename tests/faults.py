@@ -72,7 +72,7 @@ class Fault(ExitStack):
 def everything(data: Path, out: Path) -> None:
     """Every rank's end under every fault: what was raised, how many steps were taken, whether anything was saved."""
     found: dict[str, Any] = {}
-    world = backend.Backend(precision="fp32", accumulate=1).world
+    world = backend.Backend(backend.Config()).world
     for name in FAULTS:
         with Fault(name) as fault:
             error, directory = "", out / name

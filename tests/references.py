@@ -166,7 +166,7 @@ def qlae(objective: Any, config: Any, micros: Sequence[Micro], step: float) -> t
     for (images, *_), noise in micros if objective.vae.couples_rows else [rows(micros)]:
         mu, _ = objective.vae.encode(images, noise)
         columns = []
-        for d, book in enumerate(objective.codebook):
+        for d, book in enumerate(objective.codebook.values):
             nearest = [min(range(len(book)), key=lambda k: abs(book[k] - value).item()) for value in mu[:, d]]
             columns.append(book[nearest])
         quantised = torch.stack(columns, dim=1)

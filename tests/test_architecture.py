@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path.relative_to(ROOT) for package in ("shards", "vaedist") for path in (ROOT / package).rglob("*.py"))
 OWNERS = {  # only these files know the package
-    "accelerate": ("vaedist/backend.py",),
+    "accelerate": ("vaedist/backend.py", "vaedist/zero.py"),
+    "deepspeed": ("vaedist/zero.py",),
     "h5py": ("shards/sources/official.py",),
     "simplejpeg": ("shards/image.py",),
     "torch.distributed": ("vaedist/backend.py", "vaedist/world.py"),

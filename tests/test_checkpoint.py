@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from vaedist.backend import copy, restore
-from vaedist.checkpoint import CheckpointError, Checkpoints, Progress, State
+from vaedist.backend import Backend, Config, on_cpu
+from vaedist.checkpoint import CheckpointError, Checkpoints, Progress, Snapshot, State
 
 
 def trained(steps: int, seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -31,12 +31,18 @@ def trained(steps: int, seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer
     return module, optimizer
 
 
+def prepared(module: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snapshot | None = None) -> Backend:
+    backend = Backend(Config())
+    backend.prepare(module, optimizer, snapshot)
+    return backend
+
+
 def save(checkpoints: Checkpoints, step: int, module: nn.Module, optimizer: torch.optim.Optimizer):
-    weights, moments = copy(module, optimizer)
+    backend = prepared(module, optimizer)
     return checkpoints.save(
         State(
             progress=Progress(step, 64 * step), meters=[{"loss": 0.1}], scaling={}, data="digest", recipe={"seed": 0},
-            weights=weights, moments=moments,
+            weights=on_cpu(backend.weights()), moments=on_cpu(backend.moments()),
         )
     )  # fmt: skip
 
@@ -46,7 +52,7 @@ def test_a_restored_run_goes_on_bit_for_bit(tmp_path):
     save(checkpoints, 5, *trained(5))
     module, optimizer = trained(0, seed=1)
     snapshot = checkpoints.newest(pytest.fail)
-    restore(snapshot, module, optimizer)
+    prepared(module, optimizer, snapshot)
     assert (snapshot.progress, snapshot.meters, snapshot.data) == (Progress(5, 320), [{"loss": 0.1}], "digest")
 
     reference, reference_optimizer = trained(5)
@@ -127,7 +133,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
     snapshot = Checkpoints(tmp_path, keep=3).newest(pytest.fail)
     other = nn.Linear(3, 4)
     with pytest.raises(CheckpointError, match="the weights are of another model"):
-        restore(snapshot, other, torch.optim.Adam(other.parameters()))
+        prepared(other, torch.optim.Adam(other.parameters()), snapshot)
 
 
 def test_kill_9_at_any_moment_leaves_the_last_whole_checkpoint(tmp_path):

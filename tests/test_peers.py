@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vaedist import evaluators, optimizer
-from vaedist.backend import copy
+from vaedist.backend import Backend, Config
 from vaedist.data.pixels import to_float
 from vaedist.evaluators import Subject
 from vaedist.gaussian import Posterior
@@ -248,8 +248,10 @@ def test_a_checkpoint_holds_every_player():
         """Numbers among the weights and among Adam's first moments."""
         adam = torch.optim.Adam(module.parameters(), fused=True)
         adam.step()
-        weights, moments = copy(module, adam)
-        moments = {key: value for key, value in moments.items() if key.endswith("exp_avg")}
+        backend = Backend(Config())
+        backend.prepare(module, adam, None)
+        weights = backend.weights()
+        moments = {key: value for key, value in backend.moments().items() if key.endswith("exp_avg")}
         return tuple(sum(tensor.numel() for tensor in part.values()) for part in (weights, moments))
 
     objective = factorvae()

@@ -18,7 +18,7 @@ def spread(**settings) -> Objective:
     """With codebooks that differ from latent to latent."""
     objective = small("qlae", **settings)
     with torch.no_grad():
-        objective.codebook += 0.1 * torch.randn_like(objective.codebook)
+        objective.codebook.values += 0.1 * torch.randn_like(objective.codebook.values)
     return objective
 
 
@@ -33,7 +33,7 @@ def test_every_latent_takes_the_nearest_value_of_its_own_codebook():
     nearest = [
         [
             min(book, key=lambda value: abs(value - mu))
-            for mu, book in zip(row, objective.codebook.tolist(), strict=True)
+            for mu, book in zip(row, objective.codebook.values.tolist(), strict=True)
         ]
         for row in q.mu.tolist()
     ]
@@ -66,13 +66,13 @@ def test_the_quantize_term_alone_moves_the_codebook_and_nothing_else():
     def gradients(name: str, of: list[torch.Tensor]) -> list[torch.Tensor | None]:
         return list(torch.autograd.grad(found[name], of, retain_graph=True, allow_unused=True))
 
-    assert gradients("recon", [objective.codebook]) == gradients("commit", [objective.codebook]) == [None]
+    assert gradients("recon", [objective.codebook.values]) == gradients("commit", [objective.codebook.values]) == [None]
     assert gradients("quantize", weights) == [None] * len(weights)
     assert any(gradient is not None and gradient.any() for gradient in gradients("commit", weights))
 
     q, _, _ = encoded(objective)
-    (gradient,) = gradients("quantize", [objective.codebook])
-    for latent, book in enumerate(objective.codebook):
+    (gradient,) = gradients("quantize", [objective.codebook.values])
+    for latent, book in enumerate(objective.codebook.values):
         for number, value in enumerate(book):
             own = q.mu[:, latent][q.z[:, latent] == value]
             torch.testing.assert_close(gradient[latent, number], 2 * (value - own).sum() / len(q.mu))
@@ -107,14 +107,14 @@ def test_the_prior_draws_every_value_of_every_codebook_equally_often():
     objective = spread()
     count = 10_000
     z = objective.prior(Noise(0, torch.arange(count)), torch.float64)
-    hits = (z[:, :, None] == objective.codebook).sum(0)
+    hits = (z[:, :, None] == objective.codebook.values).sum(0)
     assert hits.sum() == z.numel()
     assert (hits - count / 10).abs().max() < 4 * math.sqrt(count * 0.1 * 0.9)
 
 
 def test_a_traversal_shows_the_values_of_the_codebook_in_order():
     objective = spread(values=7)
-    books = objective.codebook.sort(1).values
+    books = objective.codebook.values.sort(1).values
     assert torch.equal(objective.traversal(7), books)
     assert torch.equal(objective.traversal(4), books[:, [0, 2, 4, 6]])
     assert all(

@@ -12,7 +12,7 @@ import cases
 import torch
 from small import micro_batches, small, step
 
-from vaedist.backend import Backend
+from vaedist.backend import Backend, Config
 from vaedist.console import Console
 from vaedist.layers import BatchNorm2d
 from vaedist.noise import Noise
@@ -21,7 +21,7 @@ from vaedist.world import World
 
 def everything(data: Path, out: Path) -> None:
     """Every case in both precisions, resumed runs, and the world's own methods; rank 0 writes OUT/found.json."""
-    backend = Backend(precision="fp32", accumulate=1)
+    backend = Backend(Config())
     world = backend.world
     found: dict[str, object] = {"world_size": world.size, "equal_parameters": {}}
     for case in cases.CASES:
@@ -109,7 +109,7 @@ def methods(world: World) -> dict[str, object]:
 
 def die(data: Path, run: Path, case: str, precision: str) -> None:
     """A case whose last rank is killed between the steps 8 and 9."""
-    world = Backend(precision="fp32", accumulate=1).world
+    world = Backend(Config()).world
     taken = 0
 
     def step(self: Console) -> None:

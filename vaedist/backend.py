@@ -1,27 +1,79 @@
-"""Processes, devices and precision: the only file that knows accelerate and how a gradient crosses ranks."""
+"""Processes, devices, engines and precision: the only file that knows accelerate and how a gradient crosses ranks."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from shards.parallel import cores
+from vaedist import zero
 from vaedist.checkpoint import CheckpointError, Snapshot
-from vaedist.config import ConfigError
+from vaedist.config import ConfigError, bounded
 from vaedist.debug import DivergedError
 from vaedist.world import World
 
 Precision = Literal["fp32", "bf16", "fp16", "fp64"]
+Engine = Literal["auto", "ddp", "deepspeed"]
+Weights = dict[str, Tensor]
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FIRST_SCALE = 1.0  # of the loss in fp16: sums over pixels have large gradients as they are
 LAST_SCALE = 2.0**-8  # gradients that overflow even then are those of a run that diverges
 STEADY = 2000  # steps without overflow after which the scale is doubled; an overflow halves it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How a run takes its steps. Batch sizes are those of all ranks together."""
+
+    steps: int = bounded(1_000_000, at_least=1)
+    batch: int = bounded(64, at_least=1)  # images of an optimiser step
+    accumulate: int = bounded(1, at_least=1)  # micro-batches of an optimiser step
+    precision: Precision = "fp32"
+    clip: float = bounded(0.0, at_least=0)  # largest norm of all gradients together; 0: any
+    ema: float | None = bounded(None, at_least=0, below=1)  # decay of the averaged weights that evaluations look at
+    engine: Engine = "auto"  # what the launcher's config file says, else ddp
+    zero_stage: zero.Stage | None = None  # of deepspeed; null: what the launcher's config file says, else 2
+    offload_optimizer: zero.Device | None = None  # its state, in stages 1 to 3; null: likewise, else none
+    offload_param: zero.Device | None = None  # the weights, in stage 3; null: likewise, else none
+
+    def __post_init__(self) -> None:
+        if self.engine != "deepspeed":
+            for name in ("zero_stage", "offload_optimizer", "offload_param"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} belongs to engine=deepspeed")
+
+    def local(self, world_size: int) -> int:
+        """Rows of a micro-batch on one rank. Raises ConfigError when the batch does not divide."""
+        rows, rest = divmod(self.batch, self.accumulate * world_size)
+        if rest or not rows:
+            sizes = [n for n in range(1, self.batch + 1) if self.batch % (self.accumulate * n) == 0]
+            fitting = (
+                f"processes in {{{', '.join(map(str, sizes))}}}" if sizes else "a train.accumulate that divides it"
+            )
+            raise ConfigError(
+                f"train.batch={self.batch} does not divide into train.accumulate={self.accumulate} micro-batches "
+                f"on {world_size} processes: use {fitting}"
+            )
+        return rows
+
+
+class _Cast(nn.Module):
+    """The objective inside of autocast: the same under every engine, which is why the engines do not do it."""
+
+    def __init__(self, objective: nn.Module, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
+        super().__init__()
+        self.objective, self._autocast = objective, autocast
+
+    def forward(self, *batch: Any) -> dict[str, Tensor]:
+        with self._autocast():
+            return self.objective(*batch)
 
 
 class Backend:
@@ -30,32 +82,57 @@ class Backend:
     fp32 computes in float32 proper (no TF32). bf16 keeps weights, moments, posterior and losses in float32 and lets
     autocast choose bfloat16 inside the networks. fp16 does so with float16, whose range is small: the loss is scaled,
     so that few gradients vanish, and a step whose gradients overflow moves nothing (Micikevicius et al. 2018,
-    section 3.2). fp64 is for proofs. Raises ConfigError when the launcher was asked for more processes than it started.
+    section 3.2). fp64 is for proofs. All of it means the same under DDP and DeepSpeed.
     """
 
-    def __init__(self, *, precision: Precision, accumulate: int) -> None:
+    def __init__(self, config: Config) -> None:
+        """Raises ConfigError when the launcher was asked for other processes, or another engine, than there are."""
+        _refuse_one_of_several()
+        asked = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+        if asked and config.engine == "ddp":
+            raise ConfigError(
+                "train.engine=ddp, but the launcher's config file asks for DeepSpeed: give up one of them"
+            )
+        deepspeed = asked or config.engine == "deepspeed"
+        if deepspeed and config.precision == "fp64":
+            raise ConfigError(
+                "train.precision=fp64 is for proofs, DeepSpeed keeps weights in fp32: use train.engine=ddp"
+            )
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        cpu = not torch.cuda.is_available()
         # Without rebuilt buckets the order of summation is the same in the first steps of a run and after a resume.
-        ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
+        handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+        plugin = None
+        if deepspeed:
+            plugin = zero.plugin(
+                config.zero_stage,
+                rows=config.local(started),
+                accumulate=config.accumulate,
+                clip=config.clip,
+                offload_optimizer=config.offload_optimizer,
+                offload_param=config.offload_param,
+            )
+            if cpu:
+                handlers.append(InitProcessGroupKwargs(backend="gloo"))
         self._accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(),  # else several processes without GPUs would not find each other
+            cpu=cpu
+            and not deepspeed,  # else several processes without GPUs would find neither each other nor DeepSpeed
             mixed_precision="no",  # whatever the launcher says: see `autocast`
-            gradient_accumulation_steps=accumulate,
-            kwargs_handlers=[ddp],
+            gradient_accumulation_steps=config.accumulate,
+            deepspeed_plugin=plugin,
+            kwargs_handlers=handlers,
         )
         self.world = World(self._accelerator.process_index, self._accelerator.num_processes)
-        _refuse_missing_processes(self.world)
+        if started != self.world.size:
+            raise ConfigError(f"the launcher started {started} processes, but {self.world.size} found each other")
         self.device = self._accelerator.device
-        self.dtype = torch.float64 if precision == "fp64" else torch.float32
-        self._half = HALF.get(precision)
+        self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
+        self._config, self._stage = config, plugin and plugin.zero_stage
+        self._half = HALF.get(config.precision)
         # A rank's loss is a mean over its rows, 1 / size of a micro-batch. Scaled by as much less (by a power of two,
         # which is exact), a row's gradient is the same float16 number whatever the number of ranks.
         self._share = 2.0 ** -(self.world.size - 1).bit_length()
-        self._scaler = torch.amp.GradScaler(
-            self.device.type,
-            init_scale=FIRST_SCALE * self._share,
-            growth_interval=STEADY,
-            enabled=precision == "fp16",
-        )
+        self._scaler = self._loss_scaler()
         self.threads = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # this process's share
         if self.device.type == "cpu":
             torch.set_num_threads(self.threads)  # launchers say 1
@@ -70,35 +147,69 @@ class Backend:
     def describe(self) -> str:
         processes = "1 process" if self.world.size == 1 else f"{self.world.size} processes"
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
-        return f"{processes} on {name}"
+        return f"{processes} on {name}" + ("" if self._stage is None else f", DeepSpeed ZeRO-{self._stage}")
 
     def prepare(
-        self, objective: nn.Module, optimizer: torch.optim.Optimizer
-    ) -> tuple[Callable[..., dict[str, Tensor]], AcceleratedOptimizer]:
-        """The objective as a callable whose backward averages gradients over ranks, and the optimiser that fits it."""
-        return self._accelerator.prepare(objective.to(self.dtype), optimizer)
+        self, objective: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snapshot | None
+    ) -> Callable[..., dict[str, Tensor]]:
+        """The objective as a callable whose backward averages gradients over ranks, going on from the snapshot.
+
+        Raises CheckpointError when the snapshot is of another model.
+        """
+        objective.to(self.dtype)
+        if snapshot is not None:
+            try:
+                objective.load_state_dict(snapshot.weights)
+            except RuntimeError as error:
+                raise CheckpointError(f"{snapshot.path}: the weights are of another model: {error}") from error
+        # Where the weights are averaged or divided, a copy that has all of them: see `observe`.
+        apart = self._config.ema is not None or self._stage == 3
+        self.observed: Any = deepcopy(objective).to(self.device) if apart else objective
+        if self._config.ema is not None:
+            optimizer.register_step_post_hook(Average(self._config.ema))
+        model, _ = self._accelerator.prepare(_Cast(objective, self.autocast), optimizer)
+        self._objective, self._optimizer = objective, optimizer
+        self._shares = zero.Shares(model.optimizer, objective, self.world, self.device) if self._stage else None
+        if self._shares:
+            self._shares.zero.loss_scaler = self._scaler
+        elif self._stage == 0 and self._half == torch.float16:
+            model.torch_autocast_z0_gradscaler = self._scaler
+        if snapshot is not None:
+            self._restore(snapshot)
+        return model
 
     def accumulate(self, model: Any) -> AbstractContextManager[Any]:
         """Around one micro-batch: gradients cross ranks, and the optimiser moves, at the last of a step only."""
         return self._accelerator.accumulate(model)
 
     def backward(self, loss: Tensor) -> None:
-        self._accelerator.backward(self._scaler.scale(loss))
+        self._accelerator.backward(loss if self._stage is not None else self._scaler.scale(loss))
 
-    def step(self, optimizer: AcceleratedOptimizer) -> None:
+    def step(self, number: int) -> None:
         """Moves the weights and forgets the gradients; before a step's last micro-batch it does nothing.
 
         In fp16 it skips a step whose gradients overflow: they were averaged over ranks, so that all see the same. Fused
         Adam does so on the device, and nobody waits to learn of it; accelerate's wrapper would hide that it can.
         """
-        if self._accelerator.sync_gradients:
-            self._scaler.step(optimizer.optimizer)
+        if not self._accelerator.sync_gradients:
+            return
+        if self._stage is None:
+            if self._config.clip:
+                self._scaler.unscale_(self._optimizer)
+                nn.utils.clip_grad_norm_(self._objective.parameters(), self._config.clip)
+            self._scaler.step(self._optimizer)
             self._scaler.update()
-            optimizer.zero_grad()
+            self._optimizer.zero_grad()
+        elif self._shares and self._shares.zero.overflow and self._half != torch.float16:
+            # DeepSpeed, which has moved the weights in `backward`, goes on without a word
+            raise DivergedError(
+                f"step {number}: the gradients are not finite; nothing of this step was saved; start a new run with a "
+                "lower lr, or resume this with train.precision=fp32 if that was not it"
+            )
 
-    def overflows(self, step: int, optimizer: AcceleratedOptimizer) -> dict[str, float]:
+    def overflows(self, step: int) -> dict[str, float]:
         """Of fp16: the loss scale, and how many of the `step` steps were skipped. Raises DivergedError."""
-        if not self._scaler.is_enabled():
+        if self._half != torch.float16:
             return {}
         scale = self.scaling()["loss_scale"]
         if scale < LAST_SCALE:
@@ -106,72 +217,104 @@ class Backend:
                 f"step {step}: loss_scale={scale:g}, and the gradients still overflow float16; resume this with "
                 "train.precision=bf16 or fp32"
             )
-        moved = next(iter(optimizer.state.values()))["step"]  # Adam counts the steps that moved something
-        return {"loss_scale": scale, "skipped_steps": step - float(moved)}
+        state = next(iter(self._optimizer.state.values()), None)  # Adam counts the steps that moved something
+        return {"loss_scale": scale, "skipped_steps": step - (float(state["step"]) if state else 0)}
 
     def scaling(self) -> dict[str, float]:
-        """What a checkpoint keeps of loss scaling, whatever the number of processes; nothing but for fp16."""
+        """What a checkpoint keeps of loss scaling, whatever the processes and the engine; nothing but for fp16."""
+        if self._half != torch.float16:
+            return {}
+        if self._stage:
+            return {"loss_scale": self._scaler.cur_scale / self._share, "steady": self._scaler.steady}
         state = self._scaler.state_dict()
-        return {"loss_scale": state["scale"] / self._share, "steady": state["_growth_tracker"]} if state else {}
+        return {"loss_scale": state["scale"] / self._share, "steady": state["_growth_tracker"]}
 
-    def restore_scaling(self, scaling: dict[str, float]) -> None:
-        """Goes on with the `scaling` of a checkpoint; one of another precision has none."""
-        if scaling:
-            ours = {"scale": scaling["loss_scale"] * self._share, "_growth_tracker": scaling["steady"]}
-            self._scaler.load_state_dict(self._scaler.state_dict() | ours)
+    def weights(self) -> Weights:
+        """The weights and buffers by name, on the device, whole; every rank must call it."""
+        whole = self._objective.state_dict()
+        return whole | self._shares.gather() if self._shares and self._stage == 3 else whole
 
-    def copy(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> "Copies":
-        """What a checkpoint keeps of weights and optimiser; every rank calls it."""
-        return copy(objective, optimizer)
+    def moments(self) -> Weights:
+        """What the optimiser keeps of every weight, by PARAMETER/NAME, on the device; every rank must call it."""
+        if self._shares:
+            return self._shares.moments()
+        return {
+            f"{name}/{key}": value
+            for name, parameter in self._objective.named_parameters()
+            for key, value in self._optimizer.state[parameter].items()
+        }
 
-    def restore(self, snapshot: Snapshot, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Puts the weights and moments of a checkpoint in place, whatever processes it was written by.
-
-        Raises CheckpointError when they are those of another model.
-        """
-        restore(snapshot, objective, optimizer)
+    def observe(self) -> None:
+        """Brings `observed` up to date; every rank must call it."""
+        if self.observed is self._objective:
+            return
+        weights = self.weights()
+        if self._config.ema is not None:
+            weights |= averaged(self.moments())
+        self.observed.load_state_dict(weights)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Around what the networks compute; the same under every engine, which is why the engines do not do it."""
+        """Around what the networks compute."""
         return torch.autocast(self.device.type, dtype=self._half, enabled=self._half is not None)
 
     def close(self) -> None:
         """Ends the process group and its threads: one that lets go of a tensor while the interpreter ends aborts it."""
         self._accelerator.end_training()
 
+    def _loss_scaler(self) -> Any:
+        first = FIRST_SCALE * self._share
+        if not self._stage:
+            return torch.amp.GradScaler(
+                self.device.type, init_scale=first, growth_interval=STEADY, enabled=self._half == torch.float16
+            )
+        return zero.LossScaler(first, STEADY) if self._half == torch.float16 else zero.LossScaler(1.0, 0)
 
-Copies = tuple[dict[str, Tensor], dict[str, Tensor]]  # weights and buffers by name, moments by PARAMETER/NAME
-
-
-def copy(objective: nn.Module, optimizer: torch.optim.Optimizer) -> Copies:
-    """`Backend.copy` where every rank holds everything."""
-    moments = {
-        f"{name}/{key}": value
-        for name, parameter in _parameters(objective, optimizer)
-        for key, value in optimizer.state[parameter].items()
-    }
-    return _copies(objective.state_dict()), _copies(moments)
-
-
-def restore(snapshot: Snapshot, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """`Backend.restore` where every rank holds everything."""
-    try:
-        objective.load_state_dict(snapshot.weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"{snapshot.path}: the weights are of another model: {error}") from error
-    for name, parameter in _parameters(objective, optimizer):
-        keys = [key for key in snapshot.moments if key.rpartition("/")[0] == name]
-        optimizer.state[parameter] = {key.rpartition("/")[2]: _like(snapshot.moments[key], parameter) for key in keys}
-
-
-def _parameters(objective: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
-    names = {id(parameter): name for name, parameter in objective.named_parameters()}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            yield names[id(parameter)], parameter
+    def _restore(self, snapshot: Snapshot) -> None:
+        if self._shares:
+            self._shares.put(snapshot.moments)
+        else:
+            for name, parameter in self._objective.named_parameters():
+                keys = [key for key in snapshot.moments if key.rpartition("/")[0] == name]
+                self._optimizer.state[parameter] = {
+                    key.rpartition("/")[2]: _like(snapshot.moments[key], parameter) for key in keys
+                }
+        if self._half == torch.float16 and snapshot.scaling:  # a run in another precision has none
+            scale, steady = snapshot.scaling["loss_scale"] * self._share, int(snapshot.scaling["steady"])
+            if self._stage:
+                self._scaler.cur_scale, self._scaler.steady = scale, steady
+            else:
+                ours = {"scale": scale, "_growth_tracker": steady}
+                self._scaler.load_state_dict(self._scaler.state_dict() | ours)
 
 
-def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+class Average:
+    """Keeps an exponential moving average of the weights, from the first step on, as `ema` among their moments.
+
+    Called after an optimiser's step; under ZeRO the optimiser's weights are this rank's share of the model's.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self._decay = decay
+
+    def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        new = 1 - self._decay
+        if (skipped := getattr(optimizer, "found_inf", None)) is not None:  # of fp16, known on the device only
+            new = new * (1 - skipped)
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                state = optimizer.state[weight]
+                if "ema" not in state:
+                    state["ema"] = weight.detach().clone()
+                state["ema"].lerp_(weight.detach(), new)
+
+
+def averaged(moments: Weights) -> Weights:
+    """The averaged weights by name, of a run with train.ema."""
+    return {key.removesuffix("/ema"): value for key, value in moments.items() if key.endswith("/ema")}
+
+
+def on_cpu(tensors: Weights) -> Weights:
+    """Copies of their own."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
@@ -180,16 +323,10 @@ def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:
     return value.to(parameter.device, parameter.dtype if value.ndim else value.dtype)
 
 
-def _refuse_missing_processes(world: World) -> None:
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != world.size:
-        raise ConfigError(f"the launcher started {started} processes, but {world.size} found each other")
-    # accelerate's simple launcher, when asked for several processes, prepares a rendezvous and then starts one
-    if {
-        "ACCELERATE_MIXED_PRECISION",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-    } <= os.environ.keys() and "WORLD_SIZE" not in os.environ:
+def _refuse_one_of_several() -> None:
+    """accelerate's simple launcher, when asked for several processes, prepares a rendezvous and then starts one."""
+    prepared = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    if prepared and "WORLD_SIZE" not in os.environ:
         raise ConfigError(
             "accelerate was asked for several processes but started one; without GPUs launch them by "
             "`accelerate launch --multi_gpu --num_processes N vaedist/train.py ...` (if one is what you want, unset "

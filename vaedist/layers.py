@@ -1,5 +1,8 @@
 """Layers whose result does not depend on how the batch is spread over processes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +17,19 @@ class Sequential(nn.Sequential):
         for layer in self:
             x = layer(x, noise) if isinstance(layer, Dropout) else layer(x)
         return x
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Gradients flow through `module`, not into it; ZeRO-3 still sees it called, and brings its weights together."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def widen(x: Tensor) -> Tensor:

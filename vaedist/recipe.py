@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vaedist.backend import Precision
+from vaedist.backend import Config as Train
 from vaedist.checkpoint import CheckpointError, Snapshot
 from vaedist.checkpoint import Config as Checkpoint
-from vaedist.config import Command, ConfigError, as_dict, bounded, component, differences, flatten, parse, read
+from vaedist.config import Command, as_dict, component, differences, flatten, parse, read
 from vaedist.data import Config as Data
 from vaedist.debug import Config as Debug
 from vaedist.evaluators import Config as Evaluate
@@ -18,30 +18,6 @@ from vaedist.optimizer import Config as Optimizer
 from vaedist.tracker import Config as Track
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train:
-    """Batch sizes are those of all ranks together."""
-
-    steps: int = bounded(1_000_000, at_least=1)
-    batch: int = bounded(64, at_least=1)  # images of an optimiser step
-    accumulate: int = bounded(1, at_least=1)  # micro-batches of an optimiser step
-    precision: Precision = "fp32"
-
-    def local(self, world_size: int) -> int:
-        """Rows of a micro-batch on one rank. Raises ConfigError when the batch does not divide."""
-        rows, rest = divmod(self.batch, self.accumulate * world_size)
-        if rest or not rows:
-            sizes = [n for n in range(1, self.batch + 1) if self.batch % (self.accumulate * n) == 0]
-            fitting = (
-                f"processes in {{{', '.join(map(str, sizes))}}}" if sizes else "a train.accumulate that divides it"
-            )
-            raise ConfigError(
-                f"train.batch={self.batch} does not divide into train.accumulate={self.accumulate} micro-batches "
-                f"on {world_size} processes: use {fitting}"
-            )
-        return rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +47,8 @@ def load(words: Sequence[str]) -> tuple[Recipe, bool]:
 # What a resumed run may change: where things lie, how fast they go and when it looks, never what is computed.
 _FREE = (
     "run", "data.shards", "data.draw", "data.store", "data.cache", "data.pipe", "data.instead_of",
-    "train.steps", "train.accumulate", "train.precision", "evaluate.", "checkpoint.", "track.", "debug.",
+    "train.steps", "train.accumulate", "train.precision", "train.engine", "train.zero_stage", "train.offload_",
+    "evaluate.", "checkpoint.", "track.", "debug.",
 )  # fmt: skip
 # Of these, what nevertheless makes another run of the same recipe unless `run` says otherwise.
 _NAMED = ("data.shards", "data.draw", "train.precision")

@@ -26,7 +26,7 @@ def main(words: list[str]) -> int:
             if first:
                 print(dump(recipe), end="")
             return 0
-        backend = Backend(precision=recipe.train.precision, accumulate=recipe.train.accumulate)
+        backend = Backend(recipe.train)
         train(recipe, backend)
         backend.close()
     except (*USER_ERRORS, ElsewhereError) as error:

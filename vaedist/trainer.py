@@ -13,7 +13,7 @@ import torch
 from shards.files import replacing
 from shards.manifest import ShardError
 from vaedist import evaluators
-from vaedist.backend import Backend
+from vaedist.backend import Backend, on_cpu
 from vaedist.checkpoint import CheckpointError, Checkpoints, Progress, Snapshot, State
 from vaedist.config import ConfigError, as_dict, dump
 from vaedist.console import Console
@@ -53,11 +53,9 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
     )
     checkpoints = Checkpoints(recipe.run / "checkpoints", recipe.checkpoint.keep)
     data, objective, snapshot = on_all_ranks(world, lambda: open_run(recipe, backend, checkpoints, console))
-    model, optimizer = backend.prepare(objective, recipe.optimizer.build(objective.param_groups()))
+    model = backend.prepare(objective, recipe.optimizer.build(objective.param_groups()), snapshot)
     progress, meters = Progress(), Meters(world)
     if snapshot is not None:
-        backend.restore(snapshot, objective, optimizer)
-        backend.restore_scaling(snapshot.scaling)
         progress, meters.rows = snapshot.progress, snapshot.meters
         if progress.step < steps:
             console.say(f"{recipe.run}: resumed at step {progress.step}")
@@ -76,7 +74,7 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
         device=backend.device,
     )
     looked_at = min(data.valid.count, recipe.evaluate.images or data.valid.count)
-    subject = Subject(objective, data.valid, world, backend, recipe.evaluate.batch, looked_at)
+    subject = Subject(backend.observed, data.valid, world, backend, recipe.evaluate.batch, looked_at)
     tracker = on_all_ranks(world, lambda: start_tracking(recipe, backend, data, console, progress.step))
     speed = Speed(stream, progress.seen)
     console.start(steps, progress.step)
@@ -91,10 +89,9 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
                 latents = objective.latents(micros) if due else {}
             for (pixels, noise), survey in zip(micros, surveyed, strict=True):
                 with backend.accumulate(model):
-                    with backend.autocast():
-                        terms = model(pixels, noise, done, survey)
+                    terms = model(pixels, noise, done, survey)
                     backend.backward(terms["loss"])
-                    backend.step(optimizer)
+                    backend.step(progress.step + 1)
                 meters.add(terms)
             objective.after_step(meters.end_step())
             progress.step += 1
@@ -108,11 +105,12 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
             row: dict[str, float] = {}
             if due:
                 row |= {f"train/{name}": value for name, value in meters.take_means(step).items()}
-                row |= {f"train/{name}": value for name, value in backend.overflows(step, optimizer).items()}
+                row |= {f"train/{name}": value for name, value in backend.overflows(step).items()}
                 row |= read(step, {f"latent/{name}": value for name, value in latents.items()})
                 row |= speed.measure(progress.seen)
             if last or step % recipe.evaluate.every == 0:
                 meters.reduce(step)  # a model that has diverged is not worth a look
+                backend.observe()
                 numbers, pictures = evaluators.run(recipe.evaluate, subject)
                 refuse_nonfinite(step, numbers)
                 row |= {f"eval/{name}": value for name, value in numbers.items()}
@@ -125,12 +123,12 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
             if save:
                 meters.reduce(step)
                 # finite terms may have gradients that are not, which the next step's terms would tell too late
-                read(step, {name: weight.detach().abs().max() for name, weight in objective.named_parameters()})
-                weights, moments = backend.copy(objective, optimizer)
+                weights, moments = backend.weights(), backend.moments()
+                read(step, {name: weights[name].abs().max() for name, _ in objective.named_parameters()})
                 if backend.main:
                     checkpoints.save(State(
                         progress=replace(progress), meters=meters.rows, scaling=backend.scaling(), data=data.digest,
-                        recipe=as_dict(recipe), weights=weights, moments=moments,
+                        recipe=as_dict(recipe), weights=on_cpu(weights), moments=on_cpu(moments),
                     ))  # fmt: skip
                 speed.restart(progress.seen)
             if last:

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from vaedist import objectives
 from vaedist.config import bounded
-from vaedist.layers import WideLinear
+from vaedist.layers import WideLinear, frozen
 from vaedist.models import VAE
 from vaedist.noise import Noise
 from vaedist.world import World
@@ -70,8 +69,8 @@ class FactorVAE(objectives.Objective):
         q = self.posterior(images[0], noise)
         recon, kl = self.recon(q.z, images[0], noise), q.kl().sum(1).mean()
 
-        frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-        joint, product = functional_call(self.discriminator, frozen, (q.z,)).unbind(1)
+        with frozen(self.discriminator):
+            joint, product = self.discriminator(q.z).unbind(1)
         tc = (joint - product).mean()
 
         logits = self.discriminator(torch.cat([q.z.detach(), surveyed]))

@@ -52,6 +52,20 @@ class Code(NamedTuple):
         return (z[:, None] == self.z).to(z.dtype).log()
 
 
+class Codebook(nn.Module):
+    """The values that each latent may take, [latent, values]; a module, so that ZeRO sees when they are needed."""
+
+    def __init__(self, latent: int, values: int) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.linspace(-0.5, 0.5, values).repeat(latent, 1))
+
+    def forward(self, mu: Tensor) -> Tensor:
+        """The value nearest to each mu, [rows, latent], with the gradient of the values alone."""
+        nearest = (mu.detach()[:, :, None] - self.values).abs().argmin(2)
+        # not by indexing, whose gradient a GPU sums in any order
+        return (F.one_hot(nearest, self.values.shape[1]) * self.values).sum(2)
+
+
 class QLAE(objectives.Objective):
     """loss = recon + lambda_quantize * ||sg(mu) - z||^2 + lambda_commit * ||mu - sg(z)||^2
 
@@ -72,15 +86,14 @@ class QLAE(objectives.Objective):
         super().__init__(config, vae, world, images)
         self.lambda_quantize, self.lambda_commit = config.lambda_quantize, config.lambda_commit
         self.weight_decay = config.weight_decay
-        self.codebook = nn.Parameter(torch.linspace(-0.5, 0.5, config.values).repeat(vae.latent, 1))
+        self.values = config.values
+        self.codebook = Codebook(vae.latent, config.values)
 
     def posterior(self, images: Tensor, noise: Noise) -> Code:
         mu, _ = self.vae.encode(images, noise)
-        nearest = (mu.detach()[:, :, None] - self.codebook).abs().argmin(2)
-        # not by indexing, whose gradient a GPU sums in any order
-        quantised = (F.one_hot(nearest, self.codebook.shape[1]) * self.codebook).sum(2)
+        quantised = self.codebook(mu)
         z = quantised.detach() + (mu - mu.detach())
-        return Code(mu, quantised, z, torch.full_like(z, -math.log(self.codebook.shape[1])))
+        return Code(mu, quantised, z, torch.full_like(z, -math.log(self.values)))
 
     def regularizer(self, q: Code, noise: Noise, step: Tensor) -> dict[str, Tensor]:
         quantize = (q.mu.detach() - q.quantised).square().sum(1).mean()
@@ -89,16 +102,16 @@ class QLAE(objectives.Objective):
         return {"regularizer": regularizer, "quantize": quantize, "commit": commit}
 
     def prior(self, noise: Noise, dtype: torch.dtype) -> Tensor:
-        drawn = noise.bits("prior", self.vae.latent) % self.codebook.shape[1]
-        return self.codebook.T.gather(0, drawn).to(dtype)
+        drawn = noise.bits("prior", self.vae.latent) % self.values
+        return self.codebook.values.T.gather(0, drawn).to(dtype)
 
     def traversal(self, columns: int) -> Tensor:
         """The codebook in order; of more values than columns some, of fewer some twice."""
-        chosen = torch.linspace(0, self.codebook.shape[1] - 1, columns).round().long()
-        return self.codebook.sort(1).values[:, chosen]
+        chosen = torch.linspace(0, self.values - 1, columns).round().long()
+        return self.codebook.values.sort(1).values[:, chosen]
 
     def param_groups(self) -> Iterator[dict[str, Any]]:
         weights = [parameter for parameter in self.vae.parameters() if parameter.ndim > 1]
         biases = [parameter for parameter in self.vae.parameters() if parameter.ndim <= 1]
         yield {"name": "weights", "params": weights, "weight_decay": self.weight_decay}
-        yield {"name": "biases and codebook", "params": [*biases, self.codebook]}
+        yield {"name": "biases and codebook", "params": [*biases, self.codebook.values]}

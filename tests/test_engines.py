@@ -1,0 +1,122 @@
+"""DeepSpeed's ZeRO takes DDP's steps: every objective, every stage, and a run that moves between engines and ranks."""
+
+import json
+from pathlib import Path
+
+import cases
+import engines
+import pytest
+import torch
+from engines import EXTRAS, STAGES, half
+from launching import launch
+from safetensors.torch import load_file
+from test_world_size import loss_distance, relative, steps
+
+from vaedist.backend import Config
+
+WORKER = Path(__file__).with_name("engines.py")
+TOLERANCE = 1e-4
+WHERE = [(size, stage) for size in (1, 2, 4) for stage in STAGES]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("discs") / "set"
+    cases.pack_discs(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def ddp(data, tmp_path_factory) -> Path:
+    """What DDP makes of factorvae and of the extras, on one process."""
+    out = tmp_path_factory.mktemp("ddp")
+    for name, more in {"whole": {}, **EXTRAS}.items():
+        engines.run("factorvae", data, out / name, **more)
+    return out
+
+
+@pytest.fixture(scope="module")
+def zero(data, ddp, tmp_path_factory) -> dict[int, Path]:
+    """The directories of what engines.py made on 1, 2 and 4 processes, of DDP's half run among others."""
+    made = {}
+    for size in (1, 2, 4):
+        made[size] = tmp_path_factory.mktemp(f"zero{size}")
+        for stage in STAGES:
+            half(ddp / "whole", made[size] / f"moved-{stage}")
+        done = launch(data, made[size], processes=size if size > 1 else None, script=WORKER, timeout=900)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert json.loads((made[size] / "found.json").read_text())["world_size"] == size
+    return made
+
+
+def tensors(run: Path, step: int, file: str) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step-{step:08d}" / f"{file}.safetensors")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("case", cases.CASES)
+def test_every_objective_reaches_the_golden_losses_of_ddp_with_accumulation_too(case, stage, zero):
+    directory = zero[2] / f"{case}-{stage}"
+    assert len(cases.rows(directory)) == steps(case)
+    assert loss_distance(directory, case) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("size", "stage"), WHERE)
+def test_any_number_of_processes_goes_on_with_what_ddp_has_saved(size, stage, zero):
+    for name in ("whole", "moved"):
+        assert len(cases.rows(zero[size] / f"{name}-{stage}")) == steps("factorvae")
+        assert loss_distance(zero[size] / f"{name}-{stage}", "factorvae") <= TOLERANCE
+
+
+@pytest.mark.parametrize(("size", "stage"), WHERE)
+def test_ddp_goes_on_with_what_any_number_of_processes_has_saved(size, stage, zero, data, tmp_path):
+    half(zero[size] / f"whole-{stage}", tmp_path)
+    engines.run("factorvae", data, tmp_path)
+    assert loss_distance(tmp_path, "factorvae") <= TOLERANCE
+
+
+@pytest.mark.parametrize(("size", "stage"), WHERE)
+def test_a_checkpoint_does_not_tell_who_has_saved_it(size, stage, zero, ddp):
+    for file in ("weights", "optimizer"):
+        ours, theirs = tensors(zero[size] / f"whole-{stage}", 6, file), tensors(ddp / "whole", 6, file)
+        assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {k: (v.shape, v.dtype) for k, v in theirs.items()}
+        for name, tensor in theirs.items():
+            torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4 * tensor.abs().max().item(), msg=name)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_resumed_run_is_the_same_bit_for_bit(stage, zero):
+    resumed, whole = (cases.terms(zero[2] / f"{name}-{stage}") for name in ("again", "whole"))
+    assert resumed == whole
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_clipping_averaging_and_precision_mean_what_they_mean_under_ddp(extra, stage, zero, ddp):
+    ours, theirs = cases.rows(zero[2] / f"{extra}-{stage}"), cases.rows(ddp / extra)
+    for name in ("train/loss", "eval/elbo", "train/loss_scale", "train/skipped_steps"):
+        found, right = ([row[name] for row in rows if name in row] for rows in (ours, theirs))
+        assert len(found) == len(right)
+        assert not right or relative(found, right) <= TOLERANCE
+    if extra == "fp16":
+        assert theirs[-1]["train/skipped_steps"] > 0
+    else:  # it does something
+        assert theirs[-1]["eval/elbo"] != cases.rows(ddp / "whole")[-1]["eval/elbo"]
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_the_optimisers_state_may_lie_in_the_memory_of_the_host(stage, zero):
+    assert loss_distance(zero[2] / f"offload-{stage}", "factorvae") <= TOLERANCE
+
+
+def test_gradients_that_are_no_numbers_end_a_run_that_deepspeed_would_go_on_with(zero):
+    diverged = json.loads((zero[2] / "found.json").read_text())["diverged"]
+    assert len(diverged) == len(STAGES[1:])
+    for line in diverged:
+        assert line.startswith("DivergedError: step 3: the gradients are not finite; nothing of this step was saved")
+
+
+@pytest.mark.parametrize("settings", [{"zero_stage": 2}, {"engine": "ddp", "offload_optimizer": "cpu"}])
+def test_what_belongs_to_deepspeed_is_refused_without_it(settings):
+    with pytest.raises(ValueError, match="belongs to engine=deepspeed"):
+        Config(**settings)
