@@ -45,6 +45,7 @@ def save_for_ever(checkpoints: Checkpoints, start: int, report: int, beside: boo
 
 def trial(checkpoints: Checkpoints, start: int, beside: bool) -> dict[str, object]:
     reader, writer = os.pipe()
+    began = time.monotonic()
     child = os.fork()
     if child == 0:
         save_for_ever(checkpoints, start, writer, beside)
@@ -52,7 +53,7 @@ def trial(checkpoints: Checkpoints, start: int, beside: bool) -> dict[str, objec
     with os.fdopen(reader) as pipe:
         for _ in range(1 + beside):  # it has saved at least once
             pipe.readline()
-        time.sleep(random.uniform(0, 0.03))
+        time.sleep(random.uniform(0, time.monotonic() - began))  # about as long as a save takes on this disk
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         saved = [start + 1, *map(int, pipe.read().split())][-1]

@@ -101,7 +101,6 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
             progress.step += 1
             progress.seen += batch
             console.step()
-            writer.look()
 
             step = progress.step
             save = last or step % recipe.checkpoint.every == 0
@@ -124,6 +123,7 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
                 epoch = progress.seen / data.train.count
                 tracker.log({"step": step, "seen": progress.seen, "epoch": epoch} | row)
                 console.row(step, row)
+                on_all_ranks(world, writer.look)
             if save:
                 meters.reduce(step)
                 # finite terms may have gradients that are not, which the next step's terms would tell too late
