@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -210,6 +210,33 @@ def test_a_save_goes_on_beside_training_and_a_second_waits_for_it(tmp_path, monk
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
+def test_a_checkpoint_gets_its_name_when_its_bytes_are_on_the_disk_and_then_its_name_is_put_there(
+    tmp_path, monkeypatch
+):
+    done, sync, rename = [], os.fsync, Path.rename
+
+    def noted_sync(handle: int) -> None:
+        done.append(os.path.relpath(Path(f"/proc/self/fd/{handle}").readlink(), tmp_path))
+        sync(handle)
+
+    def noted_rename(path: Path, to: Path) -> None:
+        done.append(f"{path.name} -> {to.name}")
+        rename(path, to)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    for step in (1, 2):
+        save(Checkpoints(tmp_path / "run" / "checkpoints", keep=1), step, *trained(1))
+    files = ("weights.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS")
+    drafts = [f".step-{step:08d}.draft" for step in (1, 2)]
+    assert done == [
+        *("run", *(f"run/checkpoints/{drafts[0]}/{name}" for name in files), f"run/checkpoints/{drafts[0]}"),
+        *(f"{drafts[0]} -> step-00000001", "run/checkpoints"),
+        *(*(f"run/checkpoints/{drafts[1]}/{name}" for name in files), f"run/checkpoints/{drafts[1]}"),
+        *(f"{drafts[1]} -> step-00000002", "run/checkpoints", "step-00000001 -> .step-00000001.removed"),
+    ]
+
+
 @contextmanager
 def refusing(reason: int, monkeypatch):
     """Where a file cannot be written for this reason."""
@@ -218,13 +245,13 @@ def refusing(reason: int, monkeypatch):
         raise OSError(reason, os.strerror(reason))
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with monkeypatch.context() as patch:
+    with ExitStack() as undo:
         if reason == errno.EFBIG:
+            undo.callback(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
             resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
         else:
-            patch.setattr(os, "fsync", refuse)
+            undo.enter_context(monkeypatch.context()).setattr(os, "fsync", refuse)
         yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize(
@@ -291,8 +318,8 @@ def test_inspect_and_verify_say_what_is_there_and_what_is_damaged(tmp_path, caps
         ["recipe", "seed=0"],
         ["data", "set", "digest"],
         *[[player, count, "weights", "in", "2", "tensors"] for player, count in (("0", "16"), ("1", "8"), ("2", "10"))],
-        ["weights.safetensors:", "8", "tensors", "F32,", "1", "tensors", "I64"],
-        ["optimizer.safetensors:", "18", "tensors", "F32"],
+        ["weights.safetensors:", "9", "tensors,", "8", "F32,", "1", "I64"],
+        ["optimizer.safetensors:", "18", "tensors,", "18", "F32"],
     ]
     assert said[-1] == draft
     assert ["1.running_mean", "F32", "[4]"] in [line.split() for line in lines("inspect", "--tensors", paths[0])[1]]

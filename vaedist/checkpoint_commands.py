@@ -122,7 +122,7 @@ def description(path: Path, state: dict[str, Any], tensors: tuple[Tensors, Tenso
         yield f"  {player:<16}{count:,} weights in {len(own)} tensors"
     for file, found in ((WEIGHTS, weights), (OPTIMIZER, moments)):
         kinds = Counter(kind for kind, _ in found.values())
-        yield f"  {file}: {', '.join(f'{count} tensors {kind}' for kind, count in kinds.items())}"
+        yield f"  {file}: {len(found)} tensors, {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
         if every:
             yield from (f"    {name:<60}{kind:<6}{shape}" for name, (kind, shape) in found.items())
 
