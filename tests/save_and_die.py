@@ -1,7 +1,8 @@
 """`save_and_die.py DIRECTORY TRIALS`: forks processes that save checkpoints without pause and kills each with SIGKILL.
 
-For every trial it prints the last step that the process said it had saved, the step found on disk afterwards, and how
-many drafts lay about. Forked, because importing torch takes a thousand times as long as a trial.
+Every other process saves while it goes on changing its weights, which are all the number of the step. For every trial
+it prints the last step that the process knew to be saved, the step found on disk afterwards, the weights found in it,
+and how many drafts lay about. Forked, because importing torch takes a thousand times as long as a trial.
 """
 
 import json
@@ -14,39 +15,48 @@ from pathlib import Path
 
 import torch
 
-from vaedist.checkpoint import Checkpoints, Progress, State
+from vaedist.checkpoint import Checkpoints, Progress, State, Writer, drafts
 
 WEIGHTS = {"weight": torch.randn(300, 300)}
 MOMENTS = {f"weight/{name}": torch.randn(300, 300) for name in ("exp_avg", "exp_avg_sq")}
 
 
-def save_for_ever(checkpoints: Checkpoints, start: int, report: int) -> None:
+def state(step: int) -> State:
+    return State(
+        progress=Progress(step, step), meters=[], scaling={}, data="", recipe={},
+        weights={name: torch.full_like(weight, step) for name, weight in WEIGHTS.items()}, moments=MOMENTS,
+    )  # fmt: skip
+
+
+def save_for_ever(checkpoints: Checkpoints, start: int, report: int, beside: bool) -> None:
+    writer = Writer(checkpoints, required=True, warn=print)
     for step in range(start + 1, sys.maxsize):
-        checkpoints.save(
-            State(
-                progress=Progress(step, step), meters=[], scaling={}, data="", recipe={},
-                weights=WEIGHTS, moments=MOMENTS,
-            )
-        )  # fmt: skip
-        os.write(report, f"{step}\n".encode())
+        if beside:
+            writer.save(state(step))  # which waits for the one before
+        else:
+            checkpoints.save(state(step))
+        os.write(report, f"{step - beside}\n".encode())
 
 
-def trial(checkpoints: Checkpoints, directory: Path, start: int) -> dict[str, int]:
+def trial(checkpoints: Checkpoints, start: int, beside: bool) -> dict[str, object]:
     reader, writer = os.pipe()
+    began = time.monotonic()
     child = os.fork()
     if child == 0:
-        save_for_ever(checkpoints, start, writer)
+        save_for_ever(checkpoints, start, writer, beside)
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        pipe.readline()  # it has saved at least once
-        time.sleep(random.uniform(0, 0.03))
+        for _ in range(1 + beside):  # it has saved at least once
+            pipe.readline()
+        time.sleep(random.uniform(0, time.monotonic() - began))  # about as long as a save takes on this disk
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         saved = [start + 1, *map(int, pipe.read().split())][-1]
-    drafts = len(list(directory.glob(".step-*.draft")))
+    unfinished = len(drafts(checkpoints.directory))
     snapshot = checkpoints.newest(lambda line: None)
     assert snapshot is not None
-    return {"saved": saved, "found": snapshot.progress.step, "drafts": drafts}
+    weights = sorted({number for tensor in snapshot.weights.values() for number in tensor.unique().tolist()})
+    return {"saved": saved, "found": snapshot.progress.step, "weights": weights, "drafts": unfinished}
 
 
 if __name__ == "__main__":
@@ -54,7 +64,7 @@ if __name__ == "__main__":
     random.seed(0)
     place, trials = Path(sys.argv[1]), int(sys.argv[2])
     found = 0
-    for _ in range(trials):
-        result = trial(Checkpoints(place, keep=2), place, found)
+    for number in range(trials):
+        result = trial(Checkpoints(place, keep=2), found, beside=number % 2 == 1)
         found = result["found"]
         print(json.dumps(result), flush=True)

@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import pytest
+from disk import make_room, small_disk
 from tiny_celeba import add_options, write_source
 
 WORKERS = (2, 1, 1) * 8  # of the packs that are killed; every worker takes a second to start
@@ -109,21 +110,6 @@ def test_after_24_kills_at_random_moments_the_set_is_byte_for_byte_that_of_an_un
     assert kills >= 20
 
 
-@contextmanager
-def small_disk(place, kilobytes):
-    """A file system of its own with so little room; skips the test where that is not allowed."""
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("may not mount a file system")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_on_a_full_disk_one_line_names_the_file_and_with_room_the_same_command_finishes(
     source, expected, tmp_path, workers
@@ -139,6 +125,6 @@ def test_on_a_full_disk_one_line_names_the_file_and_with_room_the_same_command_f
         assert {name: data for name, data in left.items() if name.endswith(".tar")}.items() <= expected.items()
         assert not any(name == "manifest.json" or name.endswith(".part") for name in left)
         assert sum(name.endswith(".tar") for name in left) > 10
-        subprocess.run(["mount", "-o", "remount,size=100m", str(tmp_path / "disk")], check=True)
+        make_room(tmp_path / "disk")
         subprocess.run(command(source, dst, workers), check=True, capture_output=True)
         assert contents(dst) == expected

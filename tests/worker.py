@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import cases
@@ -116,6 +117,8 @@ def die(data: Path, run: Path, case: str, precision: str) -> None:
         nonlocal taken
         taken += 1
         if taken == 8 and world.rank == world.size - 1:
+            while not (run / "checkpoints" / "step-00000006").exists():  # it is written beside the steps
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
     Console.step = step

@@ -1,26 +1,50 @@
-"""The state of a run as directories of safetensors and JSON that say nothing of processes, devices or precision."""
+"""The state of a run as directories of safetensors and JSON that say nothing of processes, devices or precision.
 
+python -m vaedist.checkpoint inspect|verify PATH    a run, its checkpoints, or one of them
+"""
+
+import errno
 import hashlib
 import json
+import os
+import re
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
 
-from shards.files import replacing, sync_directory
+from shards.files import sync_directory
 from vaedist.config import bounded
+
+if TYPE_CHECKING:  # the commands need no torch, which takes seconds to import
+    from torch import Tensor
 
 STATE, WEIGHTS, OPTIMIZER = "state.json", "weights.safetensors", "optimizer.safetensors"
 SUMS = "SHA256SUMS"  # of the other files, for `sha256sum --check`
+FORMAT = 1  # of all this; a checkpoint that does not say is of the first
+LARGEST_STATE = 2**26  # bytes of STATE, a thousand times what a run has
+# What reading anything but a whole checkpoint raises.
+NOT_WHOLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError)
+ADVICE = {
+    errno.ENOSPC: "make room on this disk",
+    errno.EDQUOT: "make room within your quota",
+    errno.EFBIG: "this disk or `ulimit -f` allows no file of that size",
+    errno.EIO: "the disk fails, have it looked at",
+}
 
 
 class CheckpointError(Exception):
-    """A checkpoint that cannot be used; the message is one line for the user."""
+    """A checkpoint that cannot be used or made; the message is one line for the user."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint that is not whole; the one before it may be."""
 
 
 @dataclass
@@ -35,6 +59,8 @@ class Progress:
 class Config:
     every: int = bounded(1000, at_least=1)  # steps; the last step is always saved
     keep: int = bounded(3, at_least=1)  # the newest so many
+    keep_every: int | None = bounded(None, at_least=1)  # steps; of a multiple of these, every one is kept for ever
+    required: bool = True  # false: where the disk is full training goes on, and only the last one must be saved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +72,8 @@ class State:
     scaling: dict[str, float]  # of the loss in fp16, else nothing
     data: str
     recipe: dict[str, Any]
-    weights: dict[str, Tensor]  # and buffers, by name
-    moments: dict[str, Tensor]  # of the optimiser, by PARAMETER/NAME
+    weights: dict[str, "Tensor"]  # and buffers, by name
+    moments: dict[str, "Tensor"]  # of the optimiser, by PARAMETER/NAME
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,58 +87,57 @@ class Snapshot(State):
 class Checkpoints:
     """The checkpoints of a run under `directory`: step-00001000/ and so on.
 
-    A checkpoint is written under a draft name, synced, and renamed once: under its final name it is whole.
+    A checkpoint is written under a draft name, synced, and renamed once; one that goes is renamed first. Under its
+    final name it is whole.
     """
 
     directory: Path
     keep: int
+    keep_every: int | None = None
 
     def save(self, state: State) -> Path:
-        """Writes the state after `progress.step` steps; rank 0 alone calls it."""
-        plain = {
-            "progress": asdict(state.progress), "meters": state.meters, "scaling": state.scaling,
-            "data": state.data, "recipe": state.recipe,
-        }  # fmt: skip
-        files = {
-            WEIGHTS: save(state.weights),
-            OPTIMIZER: save(state.moments),
-            STATE: json.dumps(plain, indent=1).encode(),
-        }
-        sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
-        files[SUMS] = sums.encode()
+        """Writes the state after `progress.step` steps; rank 0 alone calls it.
 
-        for stale in self.directory.glob(".step-*.draft"):
-            shutil.rmtree(stale)
+        Raises CheckpointError where the disk is full or fails; what lay there before is then as it was.
+        """
         final = self.directory / f"step-{state.progress.step:08d}"
-        draft = self.directory / f".{final.name}.draft"
-        draft.mkdir(parents=True)
-        for name, content in files.items():
-            with replacing(draft / name) as file:
-                file.write(content)
-        older = []
-        for path in self._newest_first():
-            if path < final:
-                older.append(path)
-            else:  # a corrupt one, passed over when the run was resumed before it
-                shutil.rmtree(path)
-        draft.rename(final)
-        sync_directory(self.directory)
-        for path in older[self.keep - 1 :]:
-            shutil.rmtree(path)
+        draft = final.with_name(f".{final.name}.draft")
+        try:
+            if not self.directory.exists():
+                self.directory.mkdir(parents=True)
+                sync_directory(self.directory.parent)
+            for stale in self.directory.glob(".step-*"):
+                shutil.rmtree(stale, ignore_errors=True)
+            draft.mkdir()
+            _write(draft, state)
+            older = []
+            for path in newest_first(self.directory):
+                if step_of(path) < state.progress.step:
+                    older.append(path)
+                else:  # a corrupt one, passed over when the run was resumed before it
+                    _remove(path)
+            draft.rename(final)
+            sync_directory(self.directory)
+            for path in older[self.keep - 1 :]:
+                if self.keep_every is None or step_of(path) % self.keep_every:
+                    _remove(path)
+        except OSError as error:
+            shutil.rmtree(draft, ignore_errors=True)  # others need its room
+            raise CheckpointError(self._unsaved(state.progress.step, error)) from error
         return final
 
     def newest(self, warn: Callable[[str], None]) -> Snapshot | None:
         """The newest whole checkpoint; drafts and corrupt ones are named in a warning and passed over.
 
-        Raises CheckpointError when there are checkpoints and none of them is whole.
+        Raises CheckpointError when there are checkpoints and none of them is whole, or one is of a later program.
         """
-        for draft in self.directory.glob(".step-*.draft"):
+        for draft in drafts(self.directory):
             warn(f"{draft}: a checkpoint that was being written when the run died; ignored")
-        candidates = self._newest_first()
+        candidates = newest_first(self.directory)
         for path in candidates:
             try:
                 return _read(path)
-            except CheckpointError as error:
+            except DamagedError as error:
                 warn(f"{error}; trying the one before it")
         if candidates:
             raise CheckpointError(
@@ -120,28 +145,186 @@ class Checkpoints:
             )
         return None
 
-    def _newest_first(self) -> list[Path]:
-        return sorted(self.directory.glob("step-*"), reverse=True)
+    def _unsaved(self, step: int, error: OSError) -> str:
+        whole = next(
+            (f"{path.name} is the newest checkpoint" for path in newest_first(self.directory)), "no other is there yet"
+        )
+        reason = f"{error.filename or self.directory}: {error.strerror}: step {step} is not saved, {whole}"
+        return f"{reason}; {ADVICE.get(error.errno or 0, 'put that right')}"
+
+
+class Writer:
+    """Saves checkpoints while training goes on, one at a time; rank 0 alone saves, but every rank may ask how it went.
+
+    `required` as in Config. Leaving the context waits for the last save, which is required in any case.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, required: bool, warn: Callable[[str], None]) -> None:
+        self._checkpoints, self._required, self._warn = checkpoints, required, warn
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[Path] | None = None
+
+    def save(self, state: State) -> None:
+        """Begins to save; lists and tensors of `state` must stay as they are from now on."""
+        self.wait()
+        self._pending = self._thread.submit(self._checkpoints.save, state)
+
+    def look(self) -> None:
+        """Raises CheckpointError, or warns, where a save has failed; one that still goes on is left to itself."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Like `look`, at the end of the save."""
+        failure = self._failure()
+        if failure and self._required:
+            raise CheckpointError(f"{failure}, then give the same command again")
+        if failure:
+            self._warn(f"{failure}; training goes on")
+
+    def close(self) -> None:
+        """Waits for the last save. Raises CheckpointError: what a run ends with must be on the disk."""
+        self._required = True
+        self.wait()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with self._thread:
+            if error is None:
+                self.close()
+            elif failure := self._failure():  # the error is what the user must hear
+                self._warn(failure)
+
+    def _failure(self) -> str | None:
+        pending, self._pending = self._pending, None
+        error = pending.exception() if pending else None
+        if isinstance(error, CheckpointError):
+            return str(error)
+        if error:
+            raise error
+        return None
+
+
+def newest_first(directory: Path) -> list[Path]:
+    """Whatever has the name of a checkpoint there."""
+    return sorted(filter(is_named, directory.glob("step-*")), key=step_of, reverse=True)
+
+
+def drafts(directory: Path) -> list[Path]:
+    """Checkpoints half written."""
+    return sorted(directory.glob(".step-*.draft"))
+
+
+def is_named(path: Path) -> bool:
+    """Whether this is what a checkpoint is called."""
+    return re.fullmatch(r"step-\d{8,}", path.name, re.ASCII) is not None
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(path.name.removeprefix("step-"))
+
+
+def sums(path: Path) -> dict[str, str]:
+    """The SHA-256 of every file of a checkpoint, by name. Raises OSError or ValueError."""
+    found = {}
+    for line in (path / SUMS).read_text().splitlines():
+        match = re.fullmatch(r"([0-9a-f]{64})  (\w[\w.-]*)", line)  # no name that leads out of the directory
+        if not match:
+            raise ValueError(f"{SUMS}: {line[:100]!r} is not a checksum and the name of a file beside it")
+        found[match[2]] = match[1]
+    return found
+
+
+def state_content(path: Path) -> bytes:
+    """The bytes of a checkpoint's STATE, if they are no more than a run can have. Raises OSError or ValueError."""
+    if (path / STATE).stat().st_size > LARGEST_STATE:
+        raise ValueError(f"{STATE}: more than {LARGEST_STATE:,} bytes")
+    return (path / STATE).read_bytes()
+
+
+def plain(path: Path, content: bytes) -> dict[str, Any]:
+    """The `content` of a checkpoint's STATE: the fields of State but for the tensors, of their types.
+
+    Raises ValueError, KeyError or TypeError, and CheckpointError where a later program has written it.
+    """
+    state = {"format": 1, "scaling": {}} | json.loads(content)  # older than fp16: without scaling
+    if state["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path}: of format {str(state['format'])[:20]}, this program reads {FORMAT}: use the one that wrote it"
+        )
+    for key, kind in {"progress": dict, "meters": list, "scaling": dict, "data": str, "recipe": dict}.items():
+        if not isinstance(state[key], kind):
+            raise TypeError(f"{key} is not a {kind.__name__}")
+    numbers = [number for row in (*state["meters"], state["scaling"]) for number in row.values()]
+    if not all(type(number) in (int, float) for number in numbers):
+        raise TypeError("meters and scaling are not all numbers")
+    if not all(type(count) is int and count >= 0 for count in state["progress"].values()):
+        raise TypeError("progress does not count")
+    if state["progress"]["step"] != step_of(path):
+        raise ValueError(f"it is of step {state['progress']['step']}")
+    progress = Progress(step=state["progress"]["step"], seen=state["progress"]["seen"])
+    return {"progress": progress} | {key: state[key] for key in ("meters", "scaling", "data", "recipe")}
 
 
 def _read(path: Path) -> Snapshot:
+    from safetensors.torch import load
+
     try:
-        content = {}
-        for line in (path / SUMS).read_text().splitlines():
-            digest, name = line.split("  ")
-            content[name] = (path / name).read_bytes()
-            if hashlib.sha256(content[name]).hexdigest() != digest:
-                raise CheckpointError(f"{path / name}: the checksum differs")
-        state = {"scaling": {}} | json.loads(content[STATE])  # a checkpoint older than fp16 has none
-        return Snapshot(
-            path=path,
-            progress=Progress(**state["progress"]),
-            meters=state["meters"],
-            scaling=state["scaling"],
-            data=state["data"],
-            recipe=state["recipe"],
-            weights=load(content[WEIGHTS]),
-            moments=load(content[OPTIMIZER]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not a whole checkpoint ({type(error).__name__}: {error})") from error
+        expected = sums(path)
+        content = {STATE: state_content(path)} | {name: (path / name).read_bytes() for name in (WEIGHTS, OPTIMIZER)}
+        for name, found in content.items():
+            if hashlib.sha256(found).hexdigest() != expected[name]:
+                raise DamagedError(f"{path / name}: the checksum differs")
+        weights, moments = load(content[WEIGHTS]), load(content[OPTIMIZER])
+        return Snapshot(path=path, **plain(path, content[STATE]), weights=weights, moments=moments)
+    except NOT_WHOLE as error:
+        raise DamagedError(f"{path}: not a whole checkpoint ({type(error).__name__}: {error})") from error
+
+
+def _write(draft: Path, state: State) -> None:
+    from vaedist.tensorfile import pieces
+
+    values = {"format": FORMAT, "progress": asdict(state.progress)}
+    values |= {key: getattr(state, key) for key in ("meters", "scaling", "data", "recipe")}
+    digests = {
+        WEIGHTS: _write_file(draft / WEIGHTS, pieces(state.weights)),
+        OPTIMIZER: _write_file(draft / OPTIMIZER, pieces(state.moments)),
+        STATE: _write_file(draft / STATE, [json.dumps(values, indent=1).encode()]),
+    }
+    _write_file(draft / SUMS, [f"{digest}  {name}\n".encode() for name, digest in digests.items()])
+    sync_directory(draft)
+
+
+def _write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
+    """Writes a file to the disk; its SHA-256."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("wb") as file:
+            for piece in pieces:
+                digest.update(piece)
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = str(path)  # the system does not say which
+        raise
+    return digest.hexdigest()
+
+
+def _remove(path: Path) -> None:
+    """What somebody still reads over a network may stay for now; the next save tries again."""
+    gone = path.with_name(f".{path.name}.removed")
+    path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    import signal
+
+    from vaedist.checkpoint_commands import main
+
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word, like any other command
+    sys.exit(main())

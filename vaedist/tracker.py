@@ -6,7 +6,7 @@ import os
 import secrets
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -100,9 +100,13 @@ class Files:
             self._open = files.pop_all()
 
     def log(self, row: Mapping[str, float]) -> None:
-        self._file.write(f"{json.dumps(dict(row), allow_nan=False)}\n".encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(f"{json.dumps(dict(row), allow_nan=False)}\n".encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            error.filename = self._file.name  # the system does not say which
+            raise
 
     def pictures(self, pictures: Mapping[str, np.ndarray], step: int, seen: int) -> None:
         directory = self._directory / f"step-{step:08d}"
@@ -112,7 +116,8 @@ class Files:
                 Image.fromarray(pixels).save(file, format="PNG")
 
     def close(self, failed: bool) -> None:
-        self._open.close()
+        with suppress(OSError) if failed else nullcontext():  # a full disk would refuse the same row once more
+            self._open.close()
 
 
 def claim(run: Path) -> IO[bytes]:

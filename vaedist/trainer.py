@@ -14,7 +14,7 @@ from shards.files import replacing
 from shards.manifest import ShardError
 from vaedist import evaluators
 from vaedist.backend import Backend, on_cpu
-from vaedist.checkpoint import CheckpointError, Checkpoints, Progress, Snapshot, State
+from vaedist.checkpoint import CheckpointError, Checkpoints, Progress, Snapshot, State, Writer
 from vaedist.config import ConfigError, as_dict, dump
 from vaedist.console import Console
 from vaedist.data import Dataset
@@ -51,7 +51,7 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
         f"{recipe.run}: {backend.describe()}, {recipe.train.precision}, batch {batch}"
         f"{f' in {accumulate} micro-batches' if accumulate > 1 else ''}, {local} images at a time on each"
     )
-    checkpoints = Checkpoints(recipe.run / "checkpoints", recipe.checkpoint.keep)
+    checkpoints = Checkpoints(recipe.run / "checkpoints", recipe.checkpoint.keep, recipe.checkpoint.keep_every)
     data, objective, snapshot = on_all_ranks(world, lambda: open_run(recipe, backend, checkpoints, console))
     model = backend.prepare(objective, recipe.optimizer.build(objective.param_groups()), snapshot)
     progress, meters = Progress(), Meters(world)
@@ -77,8 +77,9 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
     subject = Subject(backend.observed, data.valid, world, backend, recipe.evaluate.batch, looked_at)
     tracker = on_all_ranks(world, lambda: start_tracking(recipe, backend, data, console, progress.step))
     speed = Speed(stream, progress.seen)
+    writer = Writer(checkpoints, recipe.checkpoint.required, console.say)
     console.start(steps, progress.step)
-    with closing(stream.batches(start=progress.seen)) as batches, closing(console), tracker:
+    with closing(stream.batches(start=progress.seen)) as batches, closing(console), tracker, writer:
         for images in batches:
             last = progress.step + 1 == steps
             due = last or (progress.step + 1) % recipe.track.every == 0
@@ -120,19 +121,22 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
                 epoch = progress.seen / data.train.count
                 tracker.log({"step": step, "seen": progress.seen, "epoch": epoch} | row)
                 console.row(step, row)
+                on_all_ranks(world, writer.look)
             if save:
                 meters.reduce(step)
                 # finite terms may have gradients that are not, which the next step's terms would tell too late
                 weights, moments = backend.weights(), backend.moments()
                 read(step, {name: weights[name].abs().max() for name, _ in objective.named_parameters()})
+                on_all_ranks(world, writer.wait)
                 if backend.main:
-                    checkpoints.save(State(
-                        progress=replace(progress), meters=meters.rows, scaling=backend.scaling(), data=data.digest,
-                        recipe=as_dict(recipe), weights=on_cpu(weights), moments=on_cpu(moments),
+                    writer.save(State(
+                        progress=replace(progress), meters=list(meters.rows), scaling=backend.scaling(),
+                        data=data.digest, recipe=as_dict(recipe), weights=on_cpu(weights), moments=on_cpu(moments),
                     ))  # fmt: skip
                 speed.restart(progress.seen)
             if last:
                 break
+        on_all_ranks(world, writer.close)
     console.say(complete(recipe, steps))
     return objective
 
