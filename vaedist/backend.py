@@ -3,24 +3,28 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from shards.parallel import cores
 from vaedist.checkpoint import CheckpointError, Snapshot
 from vaedist.config import ConfigError
 from vaedist.debug import DivergedError
-from vaedist.world import World
+from vaedist.peers import Peers
+from vaedist.world import Vote, World, together
 
 Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FIRST_SCALE = 1.0  # of the loss in fp16: sums over pixels have large gradients as they are
 LAST_SCALE = 2.0**-8  # gradients that overflow even then are those of a run that diverges
+START_UP = timedelta(days=1)  # that a node may take to fetch and decode the images while the others wait
 STEADY = 2000  # steps without overflow after which the scale is doubled; an overflow halves it
 
 
@@ -40,7 +44,7 @@ class Backend:
             cpu=not torch.cuda.is_available(),  # else several processes without GPUs would not find each other
             mixed_precision="no",  # whatever the launcher says: see `autocast`
             gradient_accumulation_steps=accumulate,
-            kwargs_handlers=[ddp],
+            kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=START_UP)],
         )
         self.world = World(self._accelerator.process_index, self._accelerator.num_processes)
         _refuse_missing_processes(self.world)
@@ -83,7 +87,8 @@ class Backend:
         return self._accelerator.accumulate(model)
 
     def backward(self, loss: Tensor) -> None:
-        self._accelerator.backward(self._scaler.scale(loss))
+        with together("the backward pass and its all-reduce of gradients"):
+            self._accelerator.backward(self._scaler.scale(loss))
 
     def step(self, optimizer: AcceleratedOptimizer) -> None:
         """Moves the weights and forgets the gradients; before a step's last micro-batch it does nothing.
@@ -134,6 +139,21 @@ class Backend:
     def autocast(self) -> AbstractContextManager[Any]:
         """Around what the networks compute; the same under every engine, which is why the engines do not do it."""
         return torch.autocast(self.device.type, dtype=self._half, enabled=self._half is not None)
+
+    def peers(self) -> Peers:
+        """The other processes, as far as they can still be asked when collectives fail."""
+        if self.world.size == 1:
+            return Peers(0, 1)
+        store = dist.distributed_c10d._get_default_store().clone()  # a connection of its own: others may be blocked
+        return Peers(self.world.rank, self.world.size, dist.distributed_c10d.PrefixStore("peers", store))
+
+    def vote(self, timeout: float) -> Vote:
+        """Of the ranks, in every step; from now on `timeout` seconds are the longest that one waits for another."""
+        limit = timedelta(seconds=timeout)
+        vote = Vote(self.world, limit)
+        if self.world.size > 1:
+            dist.set_timeout(limit)
+        return vote
 
     def close(self) -> None:
         """Ends the process group and its threads: one that lets go of a tensor while the interpreter ends aborts it."""

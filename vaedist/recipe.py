@@ -28,6 +28,7 @@ class Train:
     batch: int = bounded(64, at_least=1)  # images of an optimiser step
     accumulate: int = bounded(1, at_least=1)  # micro-batches of an optimiser step
     precision: Precision = "fp32"
+    timeout: float = bounded(600.0, above=0)  # seconds that the ranks wait in a step for one that does not answer
 
     def local(self, world_size: int) -> int:
         """Rows of a micro-batch on one rank. Raises ConfigError when the batch does not divide."""
@@ -71,7 +72,8 @@ def load(words: Sequence[str]) -> tuple[Recipe, bool]:
 # What a resumed run may change: where things lie, how fast they go and when it looks, never what is computed.
 _FREE = (
     "run", "data.shards", "data.draw", "data.store", "data.cache", "data.pipe", "data.instead_of",
-    "train.steps", "train.accumulate", "train.precision", "evaluate.", "checkpoint.", "track.", "debug.",
+    "train.steps", "train.accumulate", "train.precision", "train.timeout", "evaluate.", "checkpoint.", "track.",
+    "debug.",
 )  # fmt: skip
 # Of these, what nevertheless makes another run of the same recipe unless `run` says otherwise.
 _NAMED = ("data.shards", "data.draw", "train.precision")
