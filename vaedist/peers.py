@@ -5,7 +5,6 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any
 
 from vaedist.world import awaited
@@ -100,8 +99,10 @@ class Peers:
             self._store.set(f"rank {self.rank}", awaited())
         except RuntimeError:
             return  # without a store: every process notices what it can, and says it
-        with suppress(RuntimeError):  # or the one that was to speak died too
-            self._store.wait(["said"], timedelta(seconds=2 * ANSWER))
+        until = time.monotonic() + 2 * ANSWER  # the one that was to speak may die too
+        with suppress(RuntimeError):
+            while not self._closed.wait(PULSE) and not self._store.check(["said"]) and time.monotonic() < until:
+                pass
         if not self._closed.is_set():
             os._exit(1)
 

@@ -4,6 +4,8 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -24,30 +26,42 @@ class StoppedError(BaseException):
 
 
 class Stop:
-    """While it is entered, the signals that ask a run to stop are noted; until the first step they raise StoppedError.
+    """While it is entered, the signals that ask a run to stop are noted; where nothing waits for it, see `at_once`.
 
     A launcher and a scheduler may each send theirs, so that a second one changes nothing; but a second Ctrl-C kills.
     """
 
     def __init__(self) -> None:
         self.asked = 0  # the signal
-        self.at_once = False
+        self._raises = False
 
     def __enter__(self) -> "Stop":
         self._before: dict[int, Any] = {number: signal.signal(number, self._note) for number in SIGNALS}
-        self.at_once = True
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While it is entered, or until `patiently`, a signal raises StoppedError."""
+        self._raises = True
+        try:
+            yield
+        finally:
+            self._raises = False
+
+    def patiently(self) -> None:
+        """From now on there is something to save."""
+        self._raises = False
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = self.asked or number
         if number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
-        if self.at_once:
-            self.at_once = False
+        if self._raises:
+            self._raises = False
             raise StoppedError(number)
 
 

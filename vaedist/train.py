@@ -54,7 +54,8 @@ def run(recipe: "Recipe", backend: "Backend", stop: "Stop") -> int:
 
     peers = backend.peers()
     try:
-        train(recipe, backend, stop)
+        with stop.at_once():
+            train(recipe, backend, stop)
         peers.close()
         backend.close()
         return 0

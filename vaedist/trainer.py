@@ -79,7 +79,7 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
     speed = Speed(stream, progress.seen)
     console.start(steps, progress.step)
     vote, asked = backend.vote(recipe.train.timeout), 0
-    stop.at_once = False  # from now on there is something to save
+    stop.patiently()
     with closing(stream.batches(start=progress.seen)) as batches, closing(console), tracker, named(progress):
         for images in batches:
             last = progress.step + 1 == steps
