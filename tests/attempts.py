@@ -43,7 +43,7 @@ class Forked:
 
     def __init__(self, words: list[str], log: Path) -> None:
         import tiny_train
-        from torch.distributed.distributed_c10d import TCPStore
+        from torch.distributed import TCPStore
 
         from vaedist import peers, recipe, train
 
