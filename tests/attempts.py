@@ -36,7 +36,7 @@ class Launched:
 
 
 class Forked:
-    """The ranks as children of this process, which holds their store as the launcher's agent would.
+    """The ranks as children of this process, which holds their store and ends them all as the launcher's agent would.
 
     Importing torch takes many times as long as such a run.
     """
@@ -72,6 +72,10 @@ class Forked:
             if self.statuses[rank] is None:
                 pid, status = os.waitpid(child.pid, os.WNOHANG)
                 self.statuses[rank] = os.waitstatus_to_exitcode(status) if pid else None
+                if self.statuses[rank]:
+                    for other, running in zip(self.children, self.statuses, strict=True):
+                        if running is None:
+                            other.terminate()
         return None not in self.statuses
 
 

@@ -107,6 +107,7 @@ def test_a_launcher_that_may_restart_goes_on_by_itself_and_workers_do_not_outliv
     wait(lambda: len(lines(run)) > 12 or launched.ended(), "more rows")
     ranks = launched.ranks()
     launched.process.kill()
+    launched.process.wait()
     psutil.wait_procs(ranks, timeout=60)
     assert not any(rank.is_running() for rank in ranks)
     (step,) = re.findall(r"stopped at step (\d+) by SIGTERM", log.read_text())

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from shards.parallel import cores
 from vaedist.checkpoint import CheckpointError, Snapshot
@@ -24,6 +25,7 @@ Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FIRST_SCALE = 1.0  # of the loss in fp16: sums over pixels have large gradients as they are
 LAST_SCALE = 2.0**-8  # gradients that overflow even then are those of a run that diverges
+MEETING = timedelta(minutes=10)  # for all processes to find each other
 START_UP = timedelta(days=1)  # that a node may take to fetch and decode the images while the others wait
 STEADY = 2000  # steps without overflow after which the scale is doubled; an overflow halves it
 
@@ -40,14 +42,17 @@ class Backend:
     def __init__(self, *, precision: Precision, accumulate: int) -> None:
         # Without rebuilt buckets the order of summation is the same in the first steps of a run and after a resume.
         ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
+        found = InitProcessGroupKwargs(init_method="attempt://", timeout=MEETING)
         self._accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),  # else several processes without GPUs would not find each other
             mixed_precision="no",  # whatever the launcher says: see `autocast`
             gradient_accumulation_steps=accumulate,
-            kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=START_UP)],
+            kwargs_handlers=[ddp, found],
         )
         self.world = World(self._accelerator.process_index, self._accelerator.num_processes)
         _refuse_missing_processes(self.world)
+        if self.world.size > 1:
+            dist.set_timeout(START_UP)
         self.device = self._accelerator.device
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         self._half = HALF.get(precision)
@@ -198,6 +203,19 @@ def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:
     """A moment in the parameter's precision; Adam's scalar step count stays float32."""
     return value.to(parameter.device, parameter.dtype if value.ndim else value.dtype)
+
+
+def _attempt(url: str, **more: Any) -> Iterator[tuple[Any, int, int]]:
+    """The rendezvous of the environment, with keys of this attempt's own.
+
+    A launcher that restarts its workers may keep the store, where they would find the addresses of dead ones.
+    """
+    for store, rank, size in rendezvous(url.replace("attempt:", "env:"), **more):
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        yield dist.distributed_c10d.PrefixStore(f"attempt {attempt}", store), rank, size
+
+
+register_rendezvous_handler("attempt", _attempt)
 
 
 def _refuse_missing_processes(world: World) -> None:
