@@ -17,6 +17,7 @@ from vaedist.backend import Backend
 from vaedist.config import available
 from vaedist.objectives import Objective
 from vaedist.recipe import load
+from vaedist.stop import Stop
 from vaedist.trainer import train
 
 GOLDEN = Path(__file__).with_name("golden") / "losses.json"
@@ -73,7 +74,7 @@ def run(case: str, data: Path, directory: Path, **more: object) -> Objective:
     recipe, _ = load(words(case, data, directory, **more))
     if case in TINY:
         recipe = replace(recipe, model=Tiny())
-    return train(recipe, Backend(recipe.train))
+    return train(recipe, Backend(recipe.train), Stop())
 
 
 def rows(directory: Path) -> list[dict[str, float]]:

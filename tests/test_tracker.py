@@ -74,7 +74,7 @@ def test_a_row_is_on_the_disk_when_log_returns(run: Path, lines: list[str]) -> N
 
 
 def test_a_second_process_on_the_same_run_is_refused(run: Path, lines: list[str]) -> None:
-    with start(OFF, run, lines), pytest.raises(ConfigError, match="another process is training this run"):
+    with start(OFF, run, lines), pytest.raises(ConfigError, match=f"process {os.getpid()} on .* is training this run"):
         start(OFF, run, lines)
     start(OFF, run, lines).close()
 

@@ -1,23 +1,27 @@
 """Processes, devices, engines and precision: the only file that knows accelerate and how a gradient crosses ranks."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from shards.parallel import cores
 from vaedist import zero
 from vaedist.checkpoint import CheckpointError, Snapshot
 from vaedist.config import ConfigError, bounded
 from vaedist.debug import DivergedError
-from vaedist.world import World
+from vaedist.peers import Peers
+from vaedist.world import Vote, World, together
 
 Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 Engine = Literal["auto", "ddp", "deepspeed"]
@@ -25,6 +29,8 @@ Weights = dict[str, Tensor]
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FIRST_SCALE = 1.0  # of the loss in fp16: sums over pixels have large gradients as they are
 LAST_SCALE = 2.0**-8  # gradients that overflow even then are those of a run that diverges
+MEETING = timedelta(minutes=10)  # for all processes to find each other
+START_UP = timedelta(days=1)  # that a node may take to fetch and decode the images while the others wait
 STEADY = 2000  # steps without overflow after which the scale is doubled; an overflow halves it
 
 
@@ -35,6 +41,7 @@ class Config:
     steps: int = bounded(1_000_000, at_least=1)
     batch: int = bounded(64, at_least=1)  # images of an optimiser step
     accumulate: int = bounded(1, at_least=1)  # micro-batches of an optimiser step
+    timeout: float = bounded(600.0, above=0)  # seconds that the ranks wait in a step for one that does not answer
     precision: Precision = "fp32"
     clip: float = bounded(0.0, at_least=0)  # largest norm of all gradients together; 0: any
     ema: float | None = bounded(None, at_least=0, below=1)  # decay of the averaged weights that evaluations look at
@@ -101,7 +108,8 @@ class Backend:
         started = int(os.environ.get("WORLD_SIZE", "1"))
         cpu = not torch.cuda.is_available()
         # Without rebuilt buckets the order of summation is the same in the first steps of a run and after a resume.
-        handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+        ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
+        found = InitProcessGroupKwargs(init_method="attempt://", timeout=MEETING)
         plugin = None
         if deepspeed:
             plugin = zero.plugin(
@@ -112,19 +120,19 @@ class Backend:
                 offload_optimizer=config.offload_optimizer,
                 offload_param=config.offload_param,
             )
-            if cpu:
-                handlers.append(InitProcessGroupKwargs(backend="gloo"))
+            found.backend = "gloo" if cpu else None
         self._accelerator = Accelerator(
-            cpu=cpu
-            and not deepspeed,  # else several processes without GPUs would find neither each other nor DeepSpeed
+            cpu=cpu and not deepspeed,  # else processes without GPUs find neither each other nor it
             mixed_precision="no",  # whatever the launcher says: see `autocast`
             gradient_accumulation_steps=config.accumulate,
             deepspeed_plugin=plugin,
-            kwargs_handlers=handlers,
+            kwargs_handlers=[ddp, found],
         )
         self.world = World(self._accelerator.process_index, self._accelerator.num_processes)
         if started != self.world.size:
             raise ConfigError(f"the launcher started {started} processes, but {self.world.size} found each other")
+        if self.world.size > 1:
+            dist.set_timeout(START_UP)
         self.device = self._accelerator.device
         self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self._config, self._stage = config, plugin and plugin.zero_stage
@@ -183,7 +191,8 @@ class Backend:
         return self._accelerator.accumulate(model)
 
     def backward(self, loss: Tensor) -> None:
-        self._accelerator.backward(loss if self._stage is not None else self._scaler.scale(loss))
+        with together("the backward pass and its all-reduce of gradients"):
+            self._accelerator.backward(loss if self._stage is not None else self._scaler.scale(loss))
 
     def step(self, number: int) -> None:
         """Moves the weights and forgets the gradients; before a step's last micro-batch it does nothing.
@@ -257,6 +266,21 @@ class Backend:
         """Around what the networks compute."""
         return torch.autocast(self.device.type, dtype=self._half, enabled=self._half is not None)
 
+    def peers(self) -> Peers:
+        """The other processes, as far as they can still be asked when collectives fail."""
+        if self.world.size == 1:
+            return Peers(0, 1)
+        store = dist.distributed_c10d._get_default_store().clone()  # a connection of its own: others may be blocked
+        return Peers(self.world.rank, self.world.size, dist.distributed_c10d.PrefixStore("peers", store))
+
+    def vote(self, timeout: float) -> Vote:
+        """Of the ranks, in every step; from now on `timeout` seconds are the longest that one waits for another."""
+        limit = timedelta(seconds=timeout)
+        vote = Vote(self.world, limit)
+        if self.world.size > 1:
+            dist.set_timeout(limit)
+        return vote
+
     def close(self) -> None:
         """Ends the process group and its threads: one that lets go of a tensor while the interpreter ends aborts it."""
         self._accelerator.end_training()
@@ -321,6 +345,19 @@ def on_cpu(tensors: Weights) -> Weights:
 def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:
     """A moment in the parameter's precision; Adam's scalar step count stays float32."""
     return value.to(parameter.device, parameter.dtype if value.ndim else value.dtype)
+
+
+def _attempt(url: str, **more: Any) -> Iterator[tuple[Any, int, int]]:
+    """The rendezvous of the environment, with keys of this attempt's own.
+
+    A launcher that restarts its workers may keep the store, where they would find the addresses of dead ones.
+    """
+    for store, rank, size in rendezvous(url.replace("attempt:", "env:"), **more):
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        yield dist.distributed_c10d.PrefixStore(f"attempt {attempt}", store), rank, size
+
+
+register_rendezvous_handler("attempt", _attempt)
 
 
 def _refuse_one_of_several() -> None:

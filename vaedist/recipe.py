@@ -47,8 +47,8 @@ def load(words: Sequence[str]) -> tuple[Recipe, bool]:
 # What a resumed run may change: where things lie, how fast they go and when it looks, never what is computed.
 _FREE = (
     "run", "data.shards", "data.draw", "data.store", "data.cache", "data.pipe", "data.instead_of",
-    "train.steps", "train.accumulate", "train.precision", "train.engine", "train.zero_stage", "train.offload_",
-    "evaluate.", "checkpoint.", "track.", "debug.",
+    "train.steps", "train.accumulate", "train.precision", "train.timeout", "train.engine", "train.zero_stage",
+    "train.offload_", "evaluate.", "checkpoint.", "track.", "debug.",
 )  # fmt: skip
 # Of these, what nevertheless makes another run of the same recipe unless `run` says otherwise.
 _NAMED = ("data.shards", "data.draw", "train.precision")

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import platform
 import secrets
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -127,8 +128,18 @@ def claim(run: Path) -> IO[bytes]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise ConfigError(f"{run}: another process is training this run; wait for it, or say run=ANOTHER") from None
+        holder = (run / ".lock").read_text().strip() or "another process"
+        raise ConfigError(f"{run}: {holder} is training this run; wait for it, or say run=ANOTHER") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
+    file.flush()
     return file
+
+
+def refuse_second(run: Path) -> None:
+    """Raises the error of `claim` early: who opens the tracker claims the directory until the end."""
+    if run.exists():
+        claim(run).close()
 
 
 def keep_rows(path: Path, done: int) -> None:

@@ -4,20 +4,27 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not __package__:  # run as a file: its own directory comes first on the path, where the package's parent belongs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 PATIENCE = 30.0  # seconds for rank 0 to say what is wrong with all
+if TYPE_CHECKING:
+    from vaedist.backend import Backend
+    from vaedist.recipe import Recipe
+    from vaedist.stop import Stop
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's C++ warnings speak to its developers
 
 
 def main(words: list[str]) -> int:
-    """The exit status: 0 when the run is complete, 1 after one line on stderr saying what is wrong."""
-    from shards.manifest import ShardError
+    """The exit status: 0 when the run is complete, 1 after one line on stderr that says what is wrong.
+
+    75 (EX_TEMPFAIL) when SIGTERM, SIGUSR1 or SIGUSR2 asked the run to stop, 130 after Ctrl-C.
+    """
     from vaedist.backend import Backend
-    from vaedist.config import dump
+    from vaedist.config import ConfigError, dump
     from vaedist.recipe import load
-    from vaedist.trainer import USER_ERRORS, ElsewhereError, train
+    from vaedist.stop import Stop
 
     first = os.environ.get("RANK", "0") == "0"
     try:
@@ -27,24 +34,48 @@ def main(words: list[str]) -> int:
                 print(dump(recipe), end="")
             return 0
         backend = Backend(recipe.train)
-        train(recipe, backend)
-        backend.close()
-    except (*USER_ERRORS, ElsewhereError) as error:
-        if first or isinstance(error, ShardError | OSError):  # the others are the same on all ranks
+    except (ConfigError, OSError) as error:
+        if first:  # it is the same on all ranks
             print(f"vaedist: {error}", file=sys.stderr, flush=True)
         else:
             time.sleep(PATIENCE)  # until the launcher ends us: it would end rank 0 before that one has said its line
         return 1
     except KeyboardInterrupt:
-        if first:
-            print(
-                "vaedist: interrupted; the same command resumes from the last checkpoint", file=sys.stderr, flush=True
-            )
         return 130
-    return 0
+    with Stop() as stop:
+        return run(recipe, backend, stop)
+
+
+def run(recipe: "Recipe", backend: "Backend", stop: "Stop") -> int:
+    """Trains, and if that ends early has one of the processes say why. Returns the exit status."""
+    from vaedist.peers import is_lost
+    from vaedist.stop import StoppedError
+    from vaedist.trainer import USER_ERRORS, train
+
+    peers = backend.peers()
+    try:
+        with stop.at_once():
+            train(recipe, backend, stop)
+        peers.close()
+        backend.close()
+        return 0
+    except StoppedError as stopped:
+        if stopped.step is None:
+            peers.end_before_start(f"{recipe.run}: {stopped}")
+        return stopped.status
+    except USER_ERRORS as error:
+        peers.end(str(error))
+    except RuntimeError as error:
+        if not is_lost(error):
+            raise
+        peers.end_lost(error)
+    return 1
 
 
 if __name__ == "__main__":
+    from vaedist.stop import follow_launcher
+
+    follow_launcher()
     status = main(sys.argv[1:])
     if status:
         # The backend is not closed, since closing would wait for ranks that wait for this one. But its threads must not

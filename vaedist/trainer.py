@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
@@ -27,7 +27,8 @@ from vaedist.meters import Meters, Speed
 from vaedist.noise import Noise, fork
 from vaedist.objectives import Micro, Objective
 from vaedist.recipe import Recipe, refuse_other_run
-from vaedist.tracker import Tracker, open_tracker
+from vaedist.stop import REQUEUE, Stop, StoppedError
+from vaedist.tracker import Tracker, open_tracker, refuse_second
 from vaedist.world import World
 
 # Their message is a line for the user.
@@ -35,14 +36,11 @@ USER_ERRORS = (ConfigError, ShardError, CheckpointError, DivergedError, DriftErr
 T = TypeVar("T")
 
 
-class ElsewhereError(Exception):
-    """Another rank says what went wrong."""
-
-
-def train(recipe: Recipe, backend: Backend) -> Objective:
+def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
     """Trains to `train.steps`, from the newest checkpoint of the run directory if there is one; every rank calls it.
 
     Returns the trained objective. Raises one of USER_ERRORS; what is wrong on any rank before the first step ends all.
+    Raises StoppedError, on every rank and after a checkpoint, when any rank was asked to stop.
     """
     world, console = backend.world, Console(show=backend.main)
     batch, accumulate, steps = recipe.train.batch, recipe.train.accumulate, recipe.train.steps
@@ -79,7 +77,11 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
     speed = Speed(stream, progress.seen)
     writer = Writer(checkpoints, recipe.checkpoint.required, console.say)
     console.start(steps, progress.step)
-    with closing(stream.batches(start=progress.seen)) as batches, closing(console), tracker, writer:
+    vote, asked = backend.vote(recipe.train.timeout), 0
+    stop.patiently()
+    with (
+        closing(stream.batches(start=progress.seen)) as batches, closing(console), tracker, writer, named(progress)
+    ):  # fmt: skip
         for images in batches:
             last = progress.step + 1 == steps
             due = last or (progress.step + 1) % recipe.track.every == 0
@@ -99,8 +101,8 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
             progress.seen += batch
             console.step()
 
-            step = progress.step
-            save = last or step % recipe.checkpoint.every == 0
+            step, asked = progress.step, vote(stop.asked)
+            save = last or asked or step % recipe.checkpoint.every == 0
             if save or step % recipe.debug.replicas == 0:
                 compare_replicas(step, objective, world)
             row: dict[str, float] = {}
@@ -134,11 +136,29 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
                         data=data.digest, recipe=as_dict(recipe), weights=on_cpu(weights), moments=on_cpu(moments),
                     ))  # fmt: skip
                 speed.restart(progress.seen)
-            if last:
+            if last or asked:
                 break
         on_all_ranks(world, writer.close)
+    vote.close()
+    if asked and not last:
+        stopped = StoppedError(asked, step)
+        if backend.main and stopped.requeue:
+            (recipe.run / REQUEUE).touch()
+        console.say(f"{recipe.run}: {stopped}")
+        world.everyone(None)  # launchers end all when one process has ended
+        raise stopped
     console.say(complete(recipe, steps))
     return objective
+
+
+@contextmanager
+def named(progress: Progress) -> Iterator[None]:
+    """Notes on any error how far the run was."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"after step {progress.step}")
+        raise
 
 
 def open_run(
@@ -151,6 +171,8 @@ def open_run(
     images = library.manifest.split("train").count * (2 if recipe.data.flip else 1)  # a mirrored image is another one
     objective = recipe.objective.build(recipe.model.build(shape, world), world, images)
     objective.require_batch(recipe.train.batch)
+    if backend.main:
+        refuse_second(recipe.run)
     snapshot = checkpoints.newest(console.say)
     if snapshot is not None:
         refuse_other_run(snapshot, recipe, library.manifest.digest)
@@ -192,6 +214,7 @@ def start_tracking(recipe: Recipe, backend: Backend, data: Dataset, console: Con
     where = environment(step=done, world_size=backend.world.size, device=backend.describe(), data=data.digest)
     config = as_dict(recipe) | {"environment": where}
     tracker = open_tracker(recipe.track, run=recipe.run, config=config, done=done, announce=console.say)
+    (recipe.run / REQUEUE).unlink(missing_ok=True)
     with replacing(recipe.run / "recipe.yaml") as file:
         file.write(dump(recipe).encode())
     path = recipe.run / "environment.json"
@@ -218,7 +241,7 @@ def micro_batches(batch: Batch, recipe: Recipe, backend: Backend, pixel_range: t
 
 
 def on_all_ranks(world: World, work: Callable[[], T]) -> T:
-    """The result of `work`. If it fails on any rank, rank 0 raises the first error, the others ElsewhereError."""
+    """The result of `work`. If it fails on any rank, all raise the first error."""
     error: Exception | None = None
     try:
         result = work()
@@ -226,5 +249,5 @@ def on_all_ranks(world: World, work: Callable[[], T]) -> T:
         error = caught
     errors = [other for other in world.everyone(error) if other is not None]
     if errors:
-        raise errors[0] if world.rank == 0 else ElsewhereError
+        raise errors[0]
     return result

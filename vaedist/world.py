@@ -4,7 +4,10 @@ A step takes `batch` rows at the positions seen, seen + 1, ...; they are laid ou
 a micro-batch rank by rank. On one process every method is the identity.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vaedist.noise import Noise
+
+_awaited: list[str] = []  # the collectives that the main thread is in
+
+
+@contextmanager
+def together(what: str) -> Iterator[None]:
+    """Around a collective: what a rank waits for when it does not come back; after an error it stays to be named."""
+    _awaited.append(what)
+    yield
+    _awaited.pop()
+
+
+def awaited() -> str:
+    """The collective that this process is in, if it is in one."""
+    return _awaited[-1] if _awaited else ""
 
 
 class _Gather(torch.autograd.Function):
@@ -24,7 +42,8 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         everyone = rows.new_empty(dist.get_world_size() * rows.shape[0], *rows.shape[1:])
-        dist.all_gather_into_tensor(everyone, rows.contiguous())
+        with together("a gather of rows"):
+            dist.all_gather_into_tensor(everyone, rows.contiguous())
         return everyone
 
     @staticmethod
@@ -40,7 +59,8 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
         value = value.clone()
-        dist.all_reduce(value)
+        with together("a sum over the ranks"):
+            dist.all_reduce(value)
         return value
 
     @staticmethod
@@ -92,5 +112,40 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        with together("an exchange of what each rank knows"):
+            dist.all_gather_object(values, value)
         return values
+
+
+class Vote:
+    """The largest number that any rank has given, told one call later, so that nobody waits for it.
+
+    Its own group on the CPU: no device is synchronised, and a rank that is lost is noticed in the next step.
+    """
+
+    def __init__(self, world: World, timeout: timedelta) -> None:
+        self._group: Any = dist.new_group(backend="gloo", timeout=timeout) if world.size > 1 else None
+        self._given = torch.zeros(1, dtype=torch.uint8)
+        self._work: Any = None
+
+    def __call__(self, number: int) -> int:
+        """The largest number of the call before this one; of this one where there is one rank. 0 <= number < 256."""
+        if self._group is None:
+            return number
+        self._wait()
+        largest = int(self._given)
+        self._given.fill_(number)
+        self._work = dist.all_reduce(self._given, dist.ReduceOp.MAX, self._group, async_op=True)
+        return largest
+
+    def close(self) -> None:
+        """Every rank calls it after the same number of votes."""
+        self._wait()
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+
+    def _wait(self) -> None:
+        if self._work is not None:
+            with together("the vote on a stop"):
+                self._work.wait()
+            self._work = None

@@ -1,0 +1,72 @@
+"""A run is asked to stop by a signal: before its first step it ends at once, after that between two steps, saved."""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+REQUEUE = "REQUEUE"  # the file in the run directory that asks for the same command: launchers make every status a 1
+PR_SET_PDEATHSIG = 1
+
+
+class StoppedError(BaseException):
+    """The run ends because a signal asked for it; like KeyboardInterrupt it is no error that anybody could handle."""
+
+    def __init__(self, number: int, step: int | None = None) -> None:
+        self.step = step  # after which all was saved; none was made
+        self.requeue = number != signal.SIGINT  # a person at a terminal knows when to go on
+        self.status = os.EX_TEMPFAIL if self.requeue else 128 + number
+        when = "before the first step" if step is None else f"at step {step}"
+        super().__init__(f"stopped {when} by {signal.Signals(number).name}; the same command resumes")
+
+
+class Stop:
+    """While it is entered, the signals that ask a run to stop are noted; where nothing waits for it, see `at_once`.
+
+    A launcher and a scheduler may each send theirs, so that a second one changes nothing; but a second Ctrl-C kills.
+    """
+
+    def __init__(self) -> None:
+        self.asked = 0  # the signal
+        self._raises = False
+
+    def __enter__(self) -> "Stop":
+        self._before: dict[int, Any] = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While it is entered, or until `patiently`, a signal raises StoppedError."""
+        self._raises = True
+        try:
+            yield
+        finally:
+            self._raises = False
+
+    def patiently(self) -> None:
+        """From now on there is something to save."""
+        self._raises = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = self.asked or number
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+        if self._raises:
+            self._raises = False
+            raise StoppedError(number)
+
+
+def follow_launcher() -> None:
+    """Has the kernel send SIGTERM when the launcher dies: its workers would train on, unseen, in the run directory."""
+    launched = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys()
+    if launched and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
