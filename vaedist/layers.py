@@ -1,10 +1,8 @@
 """Layers whose result does not depend on how the batch is spread over processes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from vaedist.noise import Noise
 from vaedist.world import World
@@ -19,17 +17,16 @@ class Sequential(nn.Sequential):
         return x
 
 
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Gradients flow through `module`, not into it; ZeRO-3 still sees it called, and brings its weights together."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
+def frozen(module: nn.Module, x: Tensor) -> Tensor:
+    """module(x), whose gradient flows through the module, not into it."""
+    parameters = dict(module.named_parameters())
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters.values()):
+        return functional_call(module, {name: parameter.detach() for name, parameter in parameters.items()}, (x,))
+    module.requires_grad_(False)  # ZeRO-3 brings a module's own weights together, and no others
     try:
-        yield
+        return module(x)
     finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+        module.requires_grad_(True)
 
 
 def widen(x: Tensor) -> Tensor:

@@ -69,8 +69,7 @@ class FactorVAE(objectives.Objective):
         q = self.posterior(images[0], noise)
         recon, kl = self.recon(q.z, images[0], noise), q.kl().sum(1).mean()
 
-        with frozen(self.discriminator):
-            joint, product = self.discriminator(q.z).unbind(1)
+        joint, product = frozen(self.discriminator, q.z).unbind(1)
         tc = (joint - product).mean()
 
         logits = self.discriminator(torch.cat([q.z.detach(), surveyed]))
