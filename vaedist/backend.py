@@ -27,13 +27,14 @@ STEADY = 2000  # steps without overflow after which the scale is doubled; an ove
 class Backend:
     """One process of a run, on the device that the launcher gave it.
 
-    fp32 computes in float32 proper (no TF32). bf16 keeps weights, moments, posterior and losses in float32 and lets
-    autocast choose bfloat16 inside the networks. fp16 does so with float16, whose range is small: the loss is scaled,
-    so that few gradients vanish, and a step whose gradients overflow moves nothing (Micikevicius et al. 2018,
-    section 3.2). fp64 is for proofs. Raises ConfigError when the launcher was asked for more processes than it started.
+    fp32 computes in float32 proper, with `tf32` from inputs rounded to 11 bits where the device has that. bf16 keeps
+    weights, moments, posterior and losses in float32 and lets autocast choose bfloat16 inside the networks. fp16 does
+    so with float16, whose range is small: the loss is scaled, so that few gradients vanish, and a step whose gradients
+    overflow moves nothing (Micikevicius et al. 2018, section 3.2). fp64 is for proofs. Raises ConfigError when the
+    launcher was asked for more processes than it started.
     """
 
-    def __init__(self, *, precision: Precision, accumulate: int) -> None:
+    def __init__(self, *, precision: Precision, accumulate: int, tf32: bool = False) -> None:
         # Without rebuilt buckets the order of summation is the same in the first steps of a run and after a resume.
         ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
         self._accelerator = Accelerator(
@@ -60,12 +61,16 @@ class Backend:
         if self.device.type == "cpu":
             torch.set_num_threads(self.threads)  # launchers say 1
         torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cuda.matmul.allow_tf32 = tf32
 
     @property
     def main(self) -> bool:
         return self._accelerator.is_main_process
+
+    @property
+    def has_tf32(self) -> bool:
+        return self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (8, 0)
 
     def describe(self) -> str:
         processes = "1 process" if self.world.size == 1 else f"{self.world.size} processes"

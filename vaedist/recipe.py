@@ -28,6 +28,12 @@ class Train:
     batch: int = bounded(64, at_least=1)  # images of an optimiser step
     accumulate: int = bounded(1, at_least=1)  # micro-batches of an optimiser step
     precision: Precision = "fp32"
+    tf32: bool = False  # products of float32 from inputs of 11 bits, in the tensor cores of a GPU
+    compile: bool = False  # what a step differentiates, by torch.compile
+
+    def __post_init__(self) -> None:
+        if self.tf32 and self.precision == "fp64":
+            raise ValueError("tf32=true is about float32, of which precision=fp64 has none")
 
     def local(self, world_size: int) -> int:
         """Rows of a micro-batch on one rank. Raises ConfigError when the batch does not divide."""
@@ -58,6 +64,12 @@ class Recipe:
     track: Track = field(default_factory=Track)
     debug: Debug = field(default_factory=Debug)
 
+    def __post_init__(self) -> None:
+        if self.debug.anomaly and self.train.compile:
+            raise ValueError(
+                "debug.anomaly=true looks for an operation, train.compile=true fuses them: say one of both"
+            )
+
 
 def load(words: Sequence[str]) -> tuple[Recipe, bool]:
     """The recipe that the words of a command line describe, and whether they only ask to see it (dry_run=true)."""
@@ -71,10 +83,11 @@ def load(words: Sequence[str]) -> tuple[Recipe, bool]:
 # What a resumed run may change: where things lie, how fast they go and when it looks, never what is computed.
 _FREE = (
     "run", "data.shards", "data.draw", "data.store", "data.cache", "data.pipe", "data.instead_of",
-    "train.steps", "train.accumulate", "train.precision", "evaluate.", "checkpoint.", "track.", "debug.",
+    "train.steps", "train.accumulate", "train.precision", "train.tf32", "train.compile",
+    "evaluate.", "checkpoint.", "track.", "debug.",
 )  # fmt: skip
 # Of these, what nevertheless makes another run of the same recipe unless `run` says otherwise.
-_NAMED = ("data.shards", "data.draw", "train.precision")
+_NAMED = ("data.shards", "data.draw", "train.precision", "train.tf32")
 
 
 def default_run(command: Command, recipe: Recipe) -> Path:

@@ -9,6 +9,7 @@ if not __package__:  # run as a file: its own directory comes first on the path,
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 PATIENCE = 30.0  # seconds for rank 0 to say what is wrong with all
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's C++ warnings speak to its developers
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # and so does its profiler
 
 
 def main(words: list[str]) -> int:
@@ -26,14 +27,14 @@ def main(words: list[str]) -> int:
             if first:
                 print(dump(recipe), end="")
             return 0
-        backend = Backend(precision=recipe.train.precision, accumulate=recipe.train.accumulate)
+        backend = Backend(precision=recipe.train.precision, accumulate=recipe.train.accumulate, tf32=recipe.train.tf32)
         train(recipe, backend)
         backend.close()
     except (*USER_ERRORS, ElsewhereError) as error:
-        if first or isinstance(error, ShardError | OSError):  # the others are the same on all ranks
-            print(f"vaedist: {error}", file=sys.stderr, flush=True)
-        else:
+        if not (first or isinstance(error, ShardError | OSError)):  # the others are mostly the same on all ranks
             time.sleep(PATIENCE)  # until the launcher ends us: it would end rank 0 before that one has said its line
+        if not isinstance(error, ElsewhereError):  # and rank 0 had nothing to say
+            print(f"vaedist: {error}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
         if first:

@@ -28,10 +28,11 @@ from vaedist.noise import Noise, fork
 from vaedist.objectives import Micro, Objective
 from vaedist.recipe import Recipe, refuse_other_run
 from vaedist.tracker import Tracker, open_tracker
+from vaedist.watch import TorchError, Watch
 from vaedist.world import World
 
 # Their message is a line for the user.
-USER_ERRORS = (ConfigError, ShardError, CheckpointError, DivergedError, DriftError, OSError)
+USER_ERRORS = (ConfigError, ShardError, CheckpointError, DivergedError, DriftError, TorchError, OSError)
 T = TypeVar("T")
 
 
@@ -53,6 +54,11 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
     )
     checkpoints = Checkpoints(recipe.run / "checkpoints", recipe.checkpoint.keep)
     data, objective, snapshot = on_all_ranks(world, lambda: open_run(recipe, backend, checkpoints, console))
+    if recipe.train.compile:
+        objective.compile(fullgraph=True)  # the names of the weights stay
+        console.say("compiling the objective: the first step takes minutes")
+    if recipe.train.tf32 and not backend.has_tf32:
+        console.say(f"train.tf32=true has no effect on {backend.describe()}")
     model, optimizer = backend.prepare(objective, recipe.optimizer.build(objective.param_groups()))
     progress, meters = Progress(), Meters(world)
     if snapshot is not None:
@@ -79,8 +85,9 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
     subject = Subject(objective, data.valid, world, backend, recipe.evaluate.batch, looked_at)
     tracker = on_all_ranks(world, lambda: start_tracking(recipe, backend, data, console, progress.step))
     speed = Speed(stream, progress.seen)
+    watch = Watch(recipe.debug, recipe.run, progress, world, backend.device, console.say)
     console.start(steps, progress.step)
-    with closing(stream.batches(start=progress.seen)) as batches, closing(console), tracker:
+    with closing(stream.batches(start=progress.seen)) as batches, closing(console), tracker, watch:
         for images in batches:
             last = progress.step + 1 == steps
             due = last or (progress.step + 1) % recipe.track.every == 0
@@ -110,7 +117,7 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
                 row |= {f"train/{name}": value for name, value in meters.take_means(step).items()}
                 row |= {f"train/{name}": value for name, value in backend.overflows(step, optimizer).items()}
                 row |= read(step, {f"latent/{name}": value for name, value in latents.items()})
-                row |= speed.measure(progress.seen)
+                row |= speed.measure(progress.seen) | watch.memory()
             if last or step % recipe.evaluate.every == 0:
                 meters.reduce(step)  # a model that has diverged is not worth a look
                 numbers, pictures = evaluators.run(recipe.evaluate, subject)
@@ -133,6 +140,7 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
                         recipe=as_dict(recipe), weights=weights, moments=moments,
                     ))  # fmt: skip
                 speed.restart(progress.seen)
+            watch.step()
             if last:
                 break
     console.say(complete(recipe, steps))

@@ -1,0 +1,41 @@
+"""One of two ranks: `switches.py DATA OUT`; compiled and watched runs, and at last a NaN on one rank alone."""
+
+import json
+import sys
+from pathlib import Path
+
+import cases
+import torch
+
+from vaedist import train
+from vaedist.backend import Backend
+from vaedist.objectives import Objective
+
+
+def main(data: Path, out: Path) -> int:
+    world = Backend(precision="fp32", accumulate=1).world
+    found = {"world_size": world.size}
+    for accumulate in (1, 2):
+        run = out / f"compiled-{accumulate}"
+        cases.run("betatcvae", data, run, train_precision="fp64", train_compile="true", train_accumulate=accumulate)
+    found["graphs"] = world.everyone(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    watched = {"debug_profile": 2, "debug_memory": "true", "debug_deterministic": "true"}
+    cases.run("factorvae", data, out / "watched", train_precision="fp64", **watched)
+    if world.rank == 0:
+        (out / "found.json").write_text(json.dumps(found))
+
+    regularizer = Objective._regularizer
+
+    def vanish(self, q, noise, step):
+        terms = regularizer(self, q, noise, step)
+        if step == 3 and world.rank == world.size - 1:
+            terms["regularizer"] = terms["regularizer"] + (q.mu * 0).sqrt().sum() * 0
+        return terms
+
+    Objective._regularizer = vanish
+    train.PATIENCE = 2.0
+    return train.main(cases.words("vae", data, out / "anomaly", debug_anomaly="true"))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(Path, sys.argv[1:])))
