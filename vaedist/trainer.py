@@ -85,7 +85,7 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
     subject = Subject(objective, data.valid, world, backend, recipe.evaluate.batch, looked_at)
     tracker = on_all_ranks(world, lambda: start_tracking(recipe, backend, data, console, progress.step))
     speed = Speed(stream, progress.seen)
-    watch = Watch(recipe.debug, recipe.run, progress, world, backend.device, console.say)
+    watch = Watch(recipe.debug, recipe.run, accumulate, progress, world, backend.device, console.say)
     console.start(steps, progress.step)
     with closing(stream.batches(start=progress.seen)) as batches, closing(console), tracker, watch:
         for images in batches:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +20,8 @@ from vaedist.checkpoint import Progress
 from vaedist.debug import Config, DivergedError
 from vaedist.world import World
 
-ROOT = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parent
+ROOT = PACKAGE.parent
 SETTLE = 5  # steps before the profiled ones, which allocate, compile and tune; it looks on in the last two
 
 
@@ -33,6 +35,7 @@ class Watch:
 
     config: Config
     run: Path
+    accumulate: int
     progress: Progress
     world: World
     device: torch.device
@@ -43,7 +46,7 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         with ExitStack() as switches:
-            switches.enter_context(explained(self.progress))
+            switches.enter_context(explained(self.progress, self.accumulate))
             if self.config.deterministic:
                 switches.enter_context(deterministic())
             if self.config.anomaly:
@@ -58,7 +61,7 @@ class Watch:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._open.__exit__(kind, error, at)
         if self._profile is not None and not self._traced:
-            self.say(f"debug.profile: no trace, which needs more than the {SETTLE} steps before it")
+            self.say(f"debug.profile: no trace, the run ended within the {SETTLE} steps that go before it")
 
     def step(self) -> None:
         if self._profile is not None:
@@ -123,12 +126,12 @@ def anomalies(progress: Progress) -> Iterator[None]:
             if found is None:
                 raise
             raise DivergedError(
-                f"step {progress.step + 1}: {found[1]} gave a gradient with NaN, of the operation at {place(traceback)}"
+                f"step {progress.step + 1}: {found[1]} gave a gradient with NaN{at(traceback)}"
             ) from error
 
 
 @contextmanager
-def explained(progress: Progress) -> Iterator[None]:
+def explained(progress: Progress, accumulate: int) -> Iterator[None]:
     """Raises TorchError in the place of torch's own errors that a user can do something about."""
     try:
         yield
@@ -137,25 +140,24 @@ def explained(progress: Progress) -> Iterator[None]:
         operation, lacks, _ = text.partition(" does not have a deterministic implementation")
         if isinstance(error, torch.OutOfMemoryError):
             line = (
-                f"{'. '.join(text.split('. ')[:2])}; twice the train.accumulate needs about half for the same run; if "
-                "it was an evaluation, say a smaller evaluate.batch"
+                f"{'. '.join(text.split('. ')[:2])}; train.accumulate={2 * accumulate}, now {accumulate}, makes the same "
+                "run of half as many images at a time, and evaluations take less with a smaller evaluate.batch"
             )
         elif lacks:
             line = f"{operation}{lacks} on this device; debug.deterministic=false allows it"
-        elif type(error).__module__.startswith("torch._dynamo") or type(error).__module__.startswith("torch._inductor"):
-            line = (
-                f"train.compile: {' '.join(text.split())[:200]}, at {place(text)}; train.compile=false trains the same"
-            )
+        elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            first = " ".join(takewhile(lambda line: line.strip() and not line[0].isspace(), text.splitlines()))
+            line = f"train.compile: {first}{at(text)}; train.compile=false trains the same"
         else:
             raise
         raise TorchError(f"step {progress.step + 1}: {line}") from error
 
 
-def place(traceback: str) -> str:
-    """The innermost line of our own in a traceback, else the innermost."""
+def at(traceback: str) -> str:
+    """Where our own innermost line is in a traceback, else the innermost; nothing where it has none."""
     calls = re.findall(r'File "(.+?)", line (\d+), in (\S+)', traceback)
-    ours = [call for call in calls if Path(call[0]).is_relative_to(ROOT)]
+    ours = [(path.relative_to(ROOT), *call) for name, *call in calls if (path := Path(name)).is_relative_to(PACKAGE)]
     if not calls:
-        return "an unknown place"
+        return ""
     path, line, function = (ours or calls)[-1]
-    return f"{os.path.relpath(path, ROOT.parent) if ours else path}:{line} in {function}"
+    return f", at {path}:{line} in {function}"
