@@ -56,7 +56,7 @@ def train(recipe: Recipe, backend: Backend) -> Objective:
     data, objective, snapshot = on_all_ranks(world, lambda: open_run(recipe, backend, checkpoints, console))
     if recipe.train.compile:
         objective.compile(fullgraph=True)  # the names of the weights stay
-        console.say("compiling the objective: the first step takes minutes")
+        console.say("compiling the objective: the first step takes about a minute")
     if recipe.train.tf32 and not backend.has_tf32:
         console.say(f"train.tf32=true has no effect on {backend.describe()}")
     model, optimizer = backend.prepare(objective, recipe.optimizer.build(objective.param_groups()))

@@ -139,15 +139,16 @@ def explained(progress: Progress, accumulate: int) -> Iterator[None]:
         text = str(error)
         operation, lacks, _ = text.partition(" does not have a deterministic implementation")
         if isinstance(error, torch.OutOfMemoryError):
+            first = ". ".join(text.split(". ")[:2])
             line = (
-                f"{'. '.join(text.split('. ')[:2])}; train.accumulate={2 * accumulate}, now {accumulate}, makes the same "
-                "run of half as many images at a time, and evaluations take less with a smaller evaluate.batch"
+                f"{first}; train.accumulate={2 * accumulate}, now {accumulate}, makes the same run of half as many images "
+                "at a time, and evaluations take less with a smaller evaluate.batch"
             )
         elif lacks:
             line = f"{operation}{lacks} on this device; debug.deterministic=false allows it"
         elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            first = " ".join(takewhile(lambda line: line.strip() and not line[0].isspace(), text.splitlines()))
-            line = f"train.compile: {first}{at(text)}; train.compile=false trains the same"
+            said = " ".join(takewhile(lambda line: line.strip() and not line[0].isspace(), text.splitlines()))
+            line = f"train.compile: {said}{at(text)}; train.compile=false trains the same"
         else:
             raise
         raise TorchError(f"step {progress.step + 1}: {line}") from error
