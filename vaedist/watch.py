@@ -141,8 +141,8 @@ def explained(progress: Progress, accumulate: int) -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError):
             first = ". ".join(text.split(". ")[:2])
             line = (
-                f"{first}; train.accumulate={2 * accumulate}, now {accumulate}, makes the same run of half as many images "
-                "at a time, and evaluations take less with a smaller evaluate.batch"
+                f"{first}; train.accumulate={2 * accumulate}, now {accumulate}, makes the same run of half as many "
+                "images at a time, and evaluations take less with a smaller evaluate.batch"
             )
         elif lacks:
             line = f"{operation}{lacks} on this device; debug.deterministic=false allows it"
