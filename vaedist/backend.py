@@ -43,6 +43,8 @@ class Config:
     accumulate: int = bounded(1, at_least=1)  # micro-batches of an optimiser step
     timeout: float = bounded(600.0, above=0)  # seconds that the ranks wait in a step for one that does not answer
     precision: Precision = "fp32"
+    tf32: bool = False  # products of float32 from inputs of 11 bits, in the tensor cores of a GPU
+    compile: bool = False  # what a step differentiates, by torch.compile
     clip: float = bounded(0.0, at_least=0)  # largest norm of all gradients together; 0: any
     ema: float | None = bounded(None, at_least=0, below=1)  # decay of the averaged weights that evaluations look at
     engine: Engine = "auto"  # what the launcher's config file says, else ddp
@@ -51,6 +53,10 @@ class Config:
     offload_param: zero.Device | None = None  # the weights, in stage 3; null: likewise, else none
 
     def __post_init__(self) -> None:
+        if self.tf32 and self.precision == "fp64":
+            raise ValueError("tf32=true is about float32, of which precision=fp64 has none")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile=true cannot follow zero_stage=3, which brings weights together in between")
         if self.engine != "deepspeed":
             for name in ("zero_stage", "offload_optimizer", "offload_param"):
                 if getattr(self, name) is not None:
@@ -86,10 +92,11 @@ class _Cast(nn.Module):
 class Backend:
     """One process of a run, on the device that the launcher gave it.
 
-    fp32 computes in float32 proper (no TF32). bf16 keeps weights, moments, posterior and losses in float32 and lets
-    autocast choose bfloat16 inside the networks. fp16 does so with float16, whose range is small: the loss is scaled,
-    so that few gradients vanish, and a step whose gradients overflow moves nothing (Micikevicius et al. 2018,
-    section 3.2). fp64 is for proofs. All of it means the same under DDP and DeepSpeed.
+    fp32 computes in float32 proper, with `tf32` from inputs rounded to 11 bits where the device has that. bf16 keeps
+    weights, moments, posterior and losses in float32 and lets autocast choose bfloat16 inside the networks. fp16 does
+    so with float16, whose range is small: the loss is scaled, so that few gradients vanish, and a step whose gradients
+    overflow moves nothing (Micikevicius et al. 2018, section 3.2). fp64 is for proofs. All of it means the same under
+    DDP and DeepSpeed.
     """
 
     def __init__(self, config: Config) -> None:
@@ -145,12 +152,16 @@ class Backend:
         if self.device.type == "cpu":
             torch.set_num_threads(self.threads)  # launchers say 1
         torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = config.tf32
+        torch.backends.cuda.matmul.allow_tf32 = config.tf32
 
     @property
     def main(self) -> bool:
         return self._accelerator.is_main_process
+
+    @property
+    def has_tf32(self) -> bool:
+        return self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (8, 0)
 
     def describe(self) -> str:
         processes = "1 process" if self.world.size == 1 else f"{self.world.size} processes"
@@ -173,6 +184,8 @@ class Backend:
         # Where the weights are averaged or divided, a copy that has all of them: see `observe`.
         apart = self._config.ema is not None or self._stage == 3
         self.observed: Any = deepcopy(objective).to(self.device) if apart else objective
+        if self._config.compile:
+            objective.compile(fullgraph=True)  # the names of the weights stay
         if self._config.ema is not None:
             optimizer.register_step_post_hook(Average(self._config.ema))
         model, _ = self._accelerator.prepare(_Cast(objective, self.autocast), optimizer)

@@ -21,7 +21,13 @@ class DriftError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
+    """The switches are those of `watch`."""
+
     replicas: int = bounded(1000, at_least=1)  # steps between two comparisons; one more goes before every checkpoint
+    deterministic: bool = False  # refuse operations that torch does not promise to repeat bit for bit
+    anomaly: bool = False  # name the operation that a NaN in a backward pass comes from; a step takes twice the time
+    profile: int = bounded(0, at_least=0)  # steps of which RUN/profile/ gets a trace of every rank
+    memory: bool = False  # log perf/memory_gb
 
 
 class DivergedError(Exception):

@@ -36,6 +36,20 @@ def mix(bits: Tensor) -> Tensor:
     return bits ^ _shift(bits, 31)
 
 
+# One operation for torch.compile, which must not compute the hash itself: its C++ code takes column * GOLDEN for an
+# index, whose overflow is undefined, and then some columns have other bits.
+@torch.library.custom_op("vaedist::bits", mutates_args=())
+def _bits(positions: Tensor, seed: int, purpose: str, columns: int) -> Tensor:
+    rows = mix(positions * GOLDEN + _signed(fork(seed, purpose)))
+    column = torch.arange(1, columns + 1, device=rows.device)
+    return mix(rows[..., None] + column * GOLDEN)
+
+
+@_bits.register_fake
+def _(positions: Tensor, seed: int, purpose: str, columns: int) -> Tensor:
+    return positions.new_empty(*positions.shape, columns)
+
+
 @dataclass(frozen=True)
 class Noise:
     """The random numbers of some rows; `positions` int64 [...] says how many images came before each row."""
@@ -49,9 +63,7 @@ class Noise:
 
     def bits(self, purpose: str, columns: int) -> Tensor:
         """64 random bits each, int64 [..., columns]."""
-        rows = mix(self.positions * GOLDEN + _signed(fork(self.seed, purpose)))
-        column = torch.arange(1, columns + 1, device=rows.device)
-        return mix(rows[..., None] + column * GOLDEN)
+        return _bits(self.positions, self.seed, purpose, columns)
 
     def normal(self, purpose: str, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal deviates [..., columns], by the inverse distribution function.

@@ -34,6 +34,12 @@ class Recipe:
     track: Track = field(default_factory=Track)
     debug: Debug = field(default_factory=Debug)
 
+    def __post_init__(self) -> None:
+        if self.debug.anomaly and self.train.compile:
+            raise ValueError(
+                "debug.anomaly=true looks for an operation, train.compile=true fuses them: say one of both"
+            )
+
 
 def load(words: Sequence[str]) -> tuple[Recipe, bool]:
     """The recipe that the words of a command line describe, and whether they only ask to see it (dry_run=true)."""
@@ -47,11 +53,11 @@ def load(words: Sequence[str]) -> tuple[Recipe, bool]:
 # What a resumed run may change: where things lie, how fast they go and when it looks, never what is computed.
 _FREE = (
     "run", "data.shards", "data.draw", "data.store", "data.cache", "data.pipe", "data.instead_of",
-    "train.steps", "train.accumulate", "train.precision", "train.timeout", "train.engine", "train.zero_stage",
-    "train.offload_", "evaluate.", "checkpoint.", "track.", "debug.",
+    "train.steps", "train.accumulate", "train.precision", "train.tf32", "train.compile", "train.timeout",
+    "train.engine", "train.zero_stage", "train.offload_", "evaluate.", "checkpoint.", "track.", "debug.",
 )  # fmt: skip
 # Of these, what nevertheless makes another run of the same recipe unless `run` says otherwise.
-_NAMED = ("data.shards", "data.draw", "train.precision")
+_NAMED = ("data.shards", "data.draw", "train.precision", "train.tf32")
 
 
 def default_run(command: Command, recipe: Recipe) -> Path:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vaedist.recipe import Recipe
     from vaedist.stop import Stop
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's C++ warnings speak to its developers
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # and so does its profiler
 
 
 def main(words: list[str]) -> int:

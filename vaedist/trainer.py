@@ -29,10 +29,11 @@ from vaedist.objectives import Micro, Objective
 from vaedist.recipe import Recipe, refuse_other_run
 from vaedist.stop import REQUEUE, Stop, StoppedError
 from vaedist.tracker import Tracker, open_tracker, refuse_second
+from vaedist.watch import TorchError, Watch
 from vaedist.world import World
 
 # Their message is a line for the user.
-USER_ERRORS = (ConfigError, ShardError, CheckpointError, DivergedError, DriftError, OSError)
+USER_ERRORS = (ConfigError, ShardError, CheckpointError, DivergedError, DriftError, TorchError, OSError)
 T = TypeVar("T")
 
 
@@ -51,6 +52,10 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
     )
     checkpoints = Checkpoints(recipe.run / "checkpoints", recipe.checkpoint.keep, recipe.checkpoint.keep_every)
     data, objective, snapshot = on_all_ranks(world, lambda: open_run(recipe, backend, checkpoints, console))
+    if recipe.train.compile:
+        console.say("compiling the objective: the first step takes about a minute")
+    if recipe.train.tf32 and not backend.has_tf32:
+        console.say(f"train.tf32=true has no effect on {backend.describe()}")
     model = backend.prepare(objective, recipe.optimizer.build(objective.param_groups()), snapshot)
     progress, meters = Progress(), Meters(world)
     if snapshot is not None:
@@ -76,12 +81,12 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
     tracker = on_all_ranks(world, lambda: start_tracking(recipe, backend, data, console, progress.step))
     speed = Speed(stream, progress.seen)
     writer = Writer(checkpoints, recipe.checkpoint.required, console.say)
+    watch = Watch(recipe.debug, recipe.run, accumulate, progress, world, backend.device, console.say)
     console.start(steps, progress.step)
     vote, asked = backend.vote(recipe.train.timeout), 0
     stop.patiently()
-    with (
-        closing(stream.batches(start=progress.seen)) as batches, closing(console), tracker, writer, named(progress)
-    ):  # fmt: skip
+    batches = stream.batches(start=progress.seen)
+    with closing(batches), closing(console), tracker, writer, watch, named(progress):
         for images in batches:
             last = progress.step + 1 == steps
             due = last or (progress.step + 1) % recipe.track.every == 0
@@ -110,7 +115,7 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
                 row |= {f"train/{name}": value for name, value in meters.take_means(step).items()}
                 row |= {f"train/{name}": value for name, value in backend.overflows(step).items()}
                 row |= read(step, {f"latent/{name}": value for name, value in latents.items()})
-                row |= speed.measure(progress.seen)
+                row |= speed.measure(progress.seen) | watch.memory()
             if last or step % recipe.evaluate.every == 0:
                 meters.reduce(step)  # a model that has diverged is not worth a look
                 backend.observe()
@@ -136,6 +141,7 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
                         data=data.digest, recipe=as_dict(recipe), weights=on_cpu(weights), moments=on_cpu(moments),
                     ))  # fmt: skip
                 speed.restart(progress.seen)
+            watch.step()
             if last or asked:
                 break
         on_all_ranks(world, writer.close)
