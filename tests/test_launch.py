@@ -51,6 +51,15 @@ def test_one_machine_starts_the_processes_that_its_file_says(name, data, tmp_pat
     assert len(cases.rows(tmp_path)) == 2
 
 
+def test_the_file_for_zero_2_starts_deepspeed(data, tmp_path, monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_CPU")  # DeepSpeed finds out by itself
+    flags = ("--config_file", str(LAUNCH / "zero2.yaml"), "--num_processes", "2", "--main_process_port", "0")
+    done = launch(*words(data, tmp_path), flags=flags)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes on CPU, DeepSpeed ZeRO-2, fp32" in done.stdout
+    assert len(cases.rows(tmp_path)) == 2
+
+
 def test_two_machines_train_one_run(data, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
