@@ -11,9 +11,10 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState
 
 from vaedist import backend, trainer
+from vaedist.config import available
 
 STAGES = (0, 1, 2, 3)
-STEPS = int(cases.COMMON["train.steps"])
+OBJECTIVES = available("vaedist.objectives")
 QUIET = {"debug_replicas": 5, "train_precision": "fp32"}
 EXTRAS = {  # the same under every engine
     "clip": {"train_clip": "100"},
@@ -21,6 +22,8 @@ EXTRAS = {  # the same under every engine
     "bf16": {"train_precision": "bf16"},
     "fp16": {"train_precision": "fp16"},
 }
+# Every objective under every stage, its variants and the real networks under the one that divides everything.
+RUNS = [(case, stage) for case in cases.CASES for stage in STAGES if stage == 3 or case in OBJECTIVES]
 OVERFLOWING = 2.0**20  # a first loss scale that some of the first steps are skipped with
 
 
@@ -34,7 +37,7 @@ def run(case: str, data: Path, directory: Path, **more: object) -> None:
 
 def half(source: Path, directory: Path) -> None:
     """What is left of a run that was killed after its first checkpoint."""
-    first = min((source / "checkpoints").iterdir())
+    first = min((source / "checkpoints").glob("step-*"))
     (directory / "checkpoints").mkdir(parents=True)
     shutil.copytree(first, directory / "checkpoints" / first.name)
     shutil.copy(source / "metrics.jsonl", directory)
@@ -50,7 +53,7 @@ def everything(data: Path, out: Path) -> None:
         run("factorvae", data, out / f"whole-{stage}", **engine)
         if world.size != 2:
             continue
-        for case in cases.CASES:
+        for case in (case for case, divided in RUNS if divided == stage):
             steps = int((cases.COMMON | cases.CASES[case])["train.steps"])
             run(case, data, out / f"{case}-{stage}", train_steps=steps // 2, **engine)
             run(case, data, out / f"{case}-{stage}", train_accumulate=1 if case in cases.COUPLED else 2, **engine)

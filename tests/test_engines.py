@@ -7,7 +7,7 @@ import cases
 import engines
 import pytest
 import torch
-from engines import EXTRAS, STAGES, half
+from engines import EXTRAS, RUNS, STAGES, half
 from launching import launch
 from safetensors.torch import load_file
 from test_world_size import loss_distance, relative, steps
@@ -53,8 +53,7 @@ def tensors(run: Path, step: int, file: str) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / f"step-{step:08d}" / f"{file}.safetensors")
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("case", cases.CASES)
+@pytest.mark.parametrize(("case", "stage"), RUNS)
 def test_every_objective_reaches_the_golden_losses_of_ddp_with_accumulation_too(case, stage, zero):
     directory = zero[2] / f"{case}-{stage}"
     assert len(cases.rows(directory)) == steps(case)
