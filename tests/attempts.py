@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,12 @@ class Launched:
 
     def ranks(self) -> list[psutil.Process]:
         """In order, as soon as they are all there."""
-        children = [child for child in self.process.children() if "tiny_train.py" in " ".join(child.cmdline())]
-        return sorted(children, key=lambda child: int(child.environ()["RANK"])) if len(children) == PROCESSES else []
+        found = {}
+        for child in self.process.children():
+            with suppress(psutil.Error):  # it has just ended
+                if rank := child.environ().get("RANK"):  # before exec it is the launcher's copy
+                    found[int(rank)] = child
+        return [found[rank] for rank in sorted(found)] if len(found) == PROCESSES else []
 
     def ended(self) -> bool:
         return self.process.poll() is not None

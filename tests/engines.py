@@ -1,5 +1,6 @@
 """One rank of `test_engines.py`: `engines.py DATA OUT` runs the cases under every stage of ZeRO; rank 0 reports."""
 
+import gc
 import json
 import shutil
 import sys
@@ -91,4 +92,5 @@ def diverge(data: Path, directory: Path, rank: int, engine: dict[str, object]) -
 
 
 if __name__ == "__main__":
+    gc.freeze()  # DeepSpeed collects garbage at each of a hundred starts, and the packages are none
     everything(*map(Path, sys.argv[1:]))

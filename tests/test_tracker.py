@@ -246,6 +246,22 @@ def test_the_environment_may_ask_for_offline(
     assert refusing_server == []
 
 
+def test_a_server_that_cannot_be_reached_leaves_the_run_offline(
+    run: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr("vaedist.tracker.PATIENCE", 2.0)
+    with start(Config(), run, lines) as tracker:
+        for step in range(1, 4):
+            tracker.log(row(step))
+    assert len(lines) == 1
+    assert lines[0].startswith("W&B: offline, ")
+    assert lines[0].endswith(f"; upload: wandb sync '{run}/wandb'/offline-run-*")
+    assert rows(run) == [row(step) for step in range(1, 4)]
+
+
 LOSES_WANDB = """
 import os, signal, sys
 from pathlib import Path

@@ -21,6 +21,7 @@ from vaedist.config import ConfigError, bounded
 from vaedist.words import nearest
 
 Mode = Literal["auto", "online", "offline", "off"]
+PATIENCE = 30.0  # seconds for the server to answer at the start of a run
 Attempt = Literal["online", "offline"]
 
 
@@ -238,7 +239,7 @@ def _start(mode: Attempt, track: Config, run: Path, config: dict[str, Any]) -> A
         tags=track.tags,
         config=config,
         settings=wandb.Settings(
-            console="off", silent=True, init_timeout=30, finish_timeout=60, finish_timeout_raises=True
+            console="off", silent=True, init_timeout=PATIENCE, finish_timeout=60, finish_timeout_raises=True
         ),
     )
     view.define_metric("seen")

@@ -145,11 +145,11 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
             if last or asked:
                 break
         on_all_ranks(world, writer.close)
+        stopped = StoppedError(asked, step) if asked and not last else None
+        if stopped and stopped.requeue and backend.main:
+            (recipe.run / REQUEUE).touch()  # now: a launcher may not wait for the end of W&B
     vote.close()
-    if asked and not last:
-        stopped = StoppedError(asked, step)
-        if backend.main and stopped.requeue:
-            (recipe.run / REQUEUE).touch()
+    if stopped:
         console.say(f"{recipe.run}: {stopped}")
         world.everyone(None)  # launchers end all when one process has ended
         raise stopped
