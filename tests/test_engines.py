@@ -103,6 +103,16 @@ def test_clipping_averaging_and_precision_mean_what_they_mean_under_ddp(extra, s
         assert theirs[-1]["eval/elbo"] != cases.rows(ddp / "whole")[-1]["eval/elbo"]
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_checkpoint_has_the_averaged_weights_that_were_looked_at(stage, zero, ddp):
+    ours, theirs = tensors(zero[2] / f"ema-{stage}", 12, "averaged"), tensors(ddp / "ema", 12, "averaged")
+    weights = tensors(ddp / "ema", 12, "weights")
+    assert ours.keys() == theirs.keys() == weights.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4 * tensor.abs().max().item(), msg=name)
+        assert not torch.equal(tensor, weights[name])
+
+
 @pytest.mark.parametrize("stage", STAGES[1:])
 def test_the_optimisers_state_may_lie_in_the_memory_of_the_host(stage, zero):
     assert loss_distance(zero[2] / f"offload-{stage}", "factorvae") <= TOLERANCE

@@ -17,7 +17,7 @@ from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from shards.parallel import cores
 from vaedist import zero
-from vaedist.checkpoint import CheckpointError, Snapshot
+from vaedist.checkpoint import CheckpointError, Snapshot, averaged
 from vaedist.config import ConfigError, bounded
 from vaedist.debug import DivergedError
 from vaedist.peers import Peers
@@ -257,7 +257,10 @@ class Backend:
         return whole | self._shares.gather() if self._shares and self._stage == 3 else whole
 
     def moments(self) -> Weights:
-        """What the optimiser keeps of every weight, by PARAMETER/NAME, on the device; every rank must call it."""
+        """What the optimiser keeps of every weight, by PARAMETER/NAME, on the device; every rank must call it.
+
+        With train.ema the averaged weights are among them, as PARAMETER/ema.
+        """
         if self._shares:
             return self._shares.moments()
         return {
@@ -313,7 +316,7 @@ class Backend:
             for name, parameter in self._objective.named_parameters():
                 keys = [key for key in snapshot.moments if key.rpartition("/")[0] == name]
                 self._optimizer.state[parameter] = {
-                    key.rpartition("/")[2]: _like(snapshot.moments[key], parameter) for key in keys
+                    key.rpartition("/")[2]: _like(snapshot.moments[key], key, parameter) for key in keys
                 }
         if self._half == torch.float16 and snapshot.scaling:  # a run in another precision has none
             scale, steady = snapshot.scaling["loss_scale"] * self._share, int(snapshot.scaling["steady"])
@@ -345,19 +348,14 @@ class Average:
                 state["ema"].lerp_(weight.detach(), new)
 
 
-def averaged(moments: Weights) -> Weights:
-    """The averaged weights by name, of a run with train.ema."""
-    return {key.removesuffix("/ema"): value for key, value in moments.items() if key.endswith("/ema")}
-
-
 def on_cpu(tensors: Weights) -> Weights:
     """Copies of their own."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
-def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """A moment in the parameter's precision; Adam's scalar step count stays float32."""
-    return value.to(parameter.device, parameter.dtype if value.ndim else value.dtype)
+def _like(value: Tensor, key: str, parameter: nn.Parameter) -> Tensor:
+    """A moment in the parameter's precision; Adam's count of steps stays float32."""
+    return value.to(parameter.device, value.dtype if key.endswith(f"/{zero.STEP}") else parameter.dtype)
 
 
 def _attempt(url: str, **more: Any) -> Iterator[tuple[Any, int, int]]:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:  # the commands need no torch, which takes seconds to import
     from torch import Tensor
 
 STATE, WEIGHTS, OPTIMIZER = "state.json", "weights.safetensors", "optimizer.safetensors"
+AVERAGED = "averaged.safetensors"  # of a run with train.ema: the weights to use, by the names of WEIGHTS
 SUMS = "SHA256SUMS"  # of the other files, for `sha256sum --check`
+EMA = "/ema"
 FORMAT = 1  # of all this; a checkpoint that does not say is of the first
 LARGEST_STATE = 2**26  # bytes of STATE, a thousand times what a run has
 # What reading anything but a whole checkpoint raises.
@@ -73,7 +75,7 @@ class State:
     data: str
     recipe: dict[str, Any]
     weights: dict[str, "Tensor"]  # and buffers, by name
-    moments: dict[str, "Tensor"]  # of the optimiser, by PARAMETER/NAME
+    moments: dict[str, "Tensor"]  # of the optimiser, by PARAMETER/NAME; averaged weights are the moments called EMA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +209,11 @@ class Writer:
         return None
 
 
+def averaged(moments: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    """The averaged weights among the moments, by name."""
+    return {key.removesuffix(EMA): value for key, value in moments.items() if key.endswith(EMA)}
+
+
 def newest_first(directory: Path) -> list[Path]:
     """Whatever has the name of a checkpoint there."""
     return sorted(filter(is_named, directory.glob("step-*")), key=step_of, reverse=True)
@@ -274,11 +281,14 @@ def _read(path: Path) -> Snapshot:
 
     try:
         expected = sums(path)
-        content = {STATE: state_content(path)} | {name: (path / name).read_bytes() for name in (WEIGHTS, OPTIMIZER)}
+        names = [WEIGHTS, OPTIMIZER, *({AVERAGED} & expected.keys())]
+        content = {STATE: state_content(path)} | {name: (path / name).read_bytes() for name in names}
         for name, found in content.items():
             if hashlib.sha256(found).hexdigest() != expected[name]:
                 raise DamagedError(f"{path / name}: the checksum differs")
         weights, moments = load(content[WEIGHTS]), load(content[OPTIMIZER])
+        if AVERAGED in content:
+            moments |= {f"{name}{EMA}": value for name, value in load(content[AVERAGED]).items()}
         return Snapshot(path=path, **plain(path, content[STATE]), weights=weights, moments=moments)
     except NOT_WHOLE as error:
         raise DamagedError(f"{path}: not a whole checkpoint ({type(error).__name__}: {error})") from error
@@ -289,9 +299,10 @@ def _write(draft: Path, state: State) -> None:
 
     values = {"format": FORMAT, "progress": asdict(state.progress)}
     values |= {key: getattr(state, key) for key in ("meters", "scaling", "data", "recipe")}
-    digests = {
-        WEIGHTS: _write_file(draft / WEIGHTS, pieces(state.weights)),
-        OPTIMIZER: _write_file(draft / OPTIMIZER, pieces(state.moments)),
+    files = {WEIGHTS: state.weights, OPTIMIZER: {k: v for k, v in state.moments.items() if not k.endswith(EMA)}}
+    if found := averaged(state.moments):
+        files[AVERAGED] = found
+    digests = {name: _write_file(draft / name, pieces(tensors)) for name, tensors in files.items()} | {
         STATE: _write_file(draft / STATE, [json.dumps(values, indent=1).encode()]),
     }
     _write_file(draft / SUMS, [f"{digest}  {name}\n".encode() for name, digest in digests.items()])

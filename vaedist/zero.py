@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vaedist.config import ConfigError
 from vaedist.world import World
 
+STEP = "step"  # among the moments of a weight how often Adam has moved it, a scalar
 Stage = Literal[0, 1, 2, 3]
 Device = Literal["none", "cpu"]
 
@@ -145,38 +146,26 @@ class Shares:
 
     def moments(self) -> dict[str, Tensor]:
         """What the optimiser keeps, by PARAMETER/NAME; every rank must call it."""
-        first = self.zero.optimizer.state[self.flats[0]]
-        scalars = {
-            f"{name}/{key}": value
-            for flat, members in zip(self.flats, self._members, strict=True)
-            for key, value in self.zero.optimizer.state[flat].items()
-            for name in members
-            if value.ndim == 0
-        }
-        vectors = {
-            f"{name}/{key}": value
-            for key, found in first.items()
-            if found.ndim
-            for name, value in self.gather(key).items()
-        }
-        return scalars | vectors
+        state = self.zero.optimizer.state
+        keys = state[self.flats[0]].keys() - {STEP}
+        found = {f"{name}/{key}": value for key in sorted(keys) for name, value in self.gather(key).items()}
+        for flat, members in zip(self.flats, self._members, strict=True):
+            found |= {f"{name}/{STEP}": state[flat][STEP] for name in members if STEP in state[flat]}
+        return found
 
     def put(self, moments: Mapping[str, Tensor]) -> None:
         """Gives the optimiser this rank's share of what `moments` gave, on whatever ranks and engine."""
+        state = self.zero.optimizer.state
         keys = {key.rpartition("/")[2] for key in moments}
         for flat, members in zip(self.flats, self._members, strict=True):
             for key in keys:
-                value = moments[f"{members[0]}/{key}"]
-                scalar = value.ndim == 0  # a step count of its own for every flat tensor: Adam counts it up
-                self.zero.optimizer.state[flat][key] = (
-                    value.to(flat.device, copy=True) if scalar else torch.zeros_like(flat, requires_grad=False)
-                )
+                step = moments[f"{members[0]}/{STEP}"]  # the same for all members: they move together
+                state[flat][key] = step.to(flat.device, copy=True) if key == STEP else torch.zeros_like(flat.detach())
         for share in self._shares:
-            for key in keys:
+            for key in keys - {STEP}:
                 value = moments[f"{share.name}/{key}"].flatten()
-                if self.zero.optimizer.state[self.flats[share.flat]][key].ndim:
-                    own = self.zero.optimizer.state[self.flats[share.flat]][key]
-                    own[share.at : share.at + share.count] = value[share.start : share.start + share.count]
+                own = state[self.flats[share.flat]][key]
+                own[share.at : share.at + share.count] = value[share.start : share.start + share.count]
 
 
 def _divided_groups(zero: Any, groups: list[list[Any]], names: dict[int, str], world: World) -> Iterator[Share]:
