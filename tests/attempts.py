@@ -58,6 +58,7 @@ class Forked:
         os.environ |= {"WORLD_SIZE": str(PROCESSES), "LOCAL_WORLD_SIZE": str(PROCESSES), "MASTER_ADDR": "127.0.0.1"}
         os.environ |= {"MASTER_PORT": str(self.store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
         os.environ |= {"TORCHELASTIC_RESTART_COUNT": "0", "ACCELERATE_USE_CPU": "true"}
+        self.failed = 0.0  # when the first rank did
         self.children: list[psutil.Process] = []
         self.statuses: list[int | None] = [None] * PROCESSES  # of the ranks that have ended
         with log.open("wb") as stream:
@@ -77,11 +78,15 @@ class Forked:
             if self.statuses[rank] is None:
                 pid, status = os.waitpid(child.pid, os.WNOHANG)
                 self.statuses[rank] = os.waitstatus_to_exitcode(status) if pid else None
-                if self.statuses[rank]:
-                    for other, running in zip(self.children, self.statuses, strict=True):
-                        if running is None:
-                            other.terminate()
-        return None not in self.statuses
+        running = [child for child, status in zip(self.children, self.statuses, strict=True) if status is None]
+        if any(self.statuses) and not self.failed:
+            self.failed = time.monotonic()
+            for child in running:
+                child.terminate()
+        elif self.failed and time.monotonic() > self.failed + 30:
+            for child in running:
+                child.kill()
+        return not running
 
 
 def lines(run: Path) -> list[dict[str, float]]:

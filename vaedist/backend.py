@@ -138,6 +138,7 @@ class Backend:
         self.world = World(self._accelerator.process_index, self._accelerator.num_processes)
         if started != self.world.size:
             raise ConfigError(f"the launcher started {started} processes, but {self.world.size} found each other")
+        self._vote = Vote(self.world)  # here: until all are connected, a signal has to end a process that waits for it
         if self.world.size > 1:
             dist.set_timeout(START_UP)
         self.device = self._accelerator.device
@@ -291,11 +292,8 @@ class Backend:
 
     def vote(self, timeout: float) -> Vote:
         """Of the ranks, in every step; from now on `timeout` seconds are the longest that one waits for another."""
-        limit = timedelta(seconds=timeout)
-        vote = Vote(self.world, limit)
-        if self.world.size > 1:
-            dist.set_timeout(limit)
-        return vote
+        self._vote.limit(timedelta(seconds=timeout))
+        return self._vote
 
     def close(self) -> None:
         """Ends the process group and its threads: one that lets go of a tensor while the interpreter ends aborts it."""

@@ -45,8 +45,9 @@ class Peers:
             # a process that is late for a collective is the one that waits in none, if it still answers at all
             lost = [rank for rank in range(self.size) if not (answers.get(rank) if late else rank in answers)]
             what = "did not answer in time" if late else "died or lost its connection"
-            when = " ".join([*([f"during {awaited()}"] if awaited() else []), *getattr(error, "__notes__", [])])
-            self._say(f"{self._name(lost)} {what} {when}; the same command resumes from the last checkpoint")
+            when = [f"during {awaited()}"] if awaited() else []
+            words = " ".join([self._name(lost), what, *when, *getattr(error, "__notes__", ["before the first step"])])
+            self._say(f"{words}; the same command resumes from the last checkpoint")
 
     def close(self) -> None:
         """The run ends well: the thread must not meet the interpreter's end."""

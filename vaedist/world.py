@@ -123,8 +123,8 @@ class Vote:
     Its own group on the CPU: no device is synchronised, and a rank that is lost is noticed in the next step.
     """
 
-    def __init__(self, world: World, timeout: timedelta) -> None:
-        self._group: Any = dist.new_group(backend="gloo", timeout=timeout) if world.size > 1 else None
+    def __init__(self, world: World) -> None:
+        self._group: Any = dist.new_group(backend="gloo") if world.size > 1 else None
         self._given = torch.zeros(1, dtype=torch.uint8)
         self._work: Any = None
 
@@ -137,6 +137,12 @@ class Vote:
         self._given.fill_(number)
         self._work = dist.all_reduce(self._given, dist.ReduceOp.MAX, self._group, async_op=True)
         return largest
+
+    def limit(self, timeout: timedelta) -> None:
+        """How long one rank waits for another, here and in every other collective."""
+        if self._group is not None:
+            dist.set_timeout(timeout)
+            dist.set_timeout(timeout, self._group)
 
     def close(self) -> None:
         """Every rank calls it after the same number of votes."""
