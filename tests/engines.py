@@ -21,16 +21,17 @@ EXTRAS = {  # the same under every engine
     "clip": {"train_clip": "100"},
     "ema": {"train_ema": "0.9"},
     "bf16": {"train_precision": "bf16"},
-    "fp16": {"train_precision": "fp16"},
+    "fp16": {"train_precision": "fp16", "train_clip": "100", "train_ema": "0.9"},
 }
-# Every objective under every stage, its variants and the real networks under the one that divides everything.
-RUNS = [(case, stage) for case in cases.CASES for stage in STAGES if stage == 3 or case in OBJECTIVES]
+# A run's first half is under one stage with one micro-batch a step, its second under another, or the same, with two.
+HALVES = [(case, halves) for case in cases.CASES for halves in (("13", "20") if case in OBJECTIVES else ("32",))]
+HALVES += [("factorvae", f"{stage}{stage}") for stage in STAGES]
 OVERFLOWING = 2.0**20  # a first loss scale that some of the first steps are skipped with
 
 
 def run(case: str, data: Path, directory: Path, **more: object) -> None:
     AcceleratorState._reset_state(False)  # accelerate is made for one engine a process
-    with patch.object(backend, "FIRST_SCALE", OVERFLOWING):
+    with patch.object(backend, "FIRST_SCALE", OVERFLOWING), patch.object(backend, "STEADY", 3):
         cases.run(case, data, directory, **QUIET | more)
     if dist.is_initialized():
         dist.barrier()  # a run that goes on here finds what rank 0 has written
@@ -45,33 +46,35 @@ def half(source: Path, directory: Path) -> None:
 
 
 def everything(data: Path, out: Path) -> None:
-    """The first half of a run in one micro-batch a step, the second, from its checkpoint, in two."""
-    first = backend.Backend(backend.Config(engine="deepspeed", zero_stage=0))
-    world, found = first.world, {"world_size": first.world.size, "diverged": []}
+    """All of it on two processes; on others factorvae alone, whole, and going on where another engine has stopped."""
+    opened = backend.Backend(backend.Config(engine="deepspeed", zero_stage=0))
+    world, found = opened.world, {"world_size": opened.world.size, "diverged": []}
     for stage in STAGES:
         engine = {"train_engine": "deepspeed", "train_zero_stage": stage}
         run("factorvae", data, out / f"moved-{stage}", **engine)
         run("factorvae", data, out / f"whole-{stage}", **engine)
         if world.size != 2:
             continue
-        for case in (case for case, divided in RUNS if divided == stage):
-            steps = int((cases.COMMON | cases.CASES[case])["train.steps"])
-            run(case, data, out / f"{case}-{stage}", train_steps=steps // 2, **engine)
-            run(case, data, out / f"{case}-{stage}", train_accumulate=1 if case in cases.COUPLED else 2, **engine)
-        if world.rank == 0:
-            half(out / f"whole-{stage}", out / f"again-{stage}")
-        dist.barrier()
-        run("factorvae", data, out / f"again-{stage}", **engine)
         for name, more in EXTRAS.items():
             run("factorvae", data, out / f"{name}-{stage}", **more, **engine)
+        for name in ("whole", "fp16"):
+            if world.rank == 0:
+                half(out / f"{name}-{stage}", out / f"{name}-again-{stage}")
+            dist.barrier()
+            run("factorvae", data, out / f"{name}-again-{stage}", **EXTRAS.get(name, {}), **engine)
         if stage:
             more = {"train_offload_param": "cpu"} if stage == 3 else {}
             run("factorvae", data, out / f"offload-{stage}", train_offload_optimizer="cpu", **more, **engine)
             found["diverged"].append(diverge(data, out / f"diverged-{stage}", world.rank, engine))
+    for case, halves in HALVES if world.size == 2 else []:
+        half_of, again = int((cases.COMMON | cases.CASES[case])["train.steps"]) // 2, 1 if case in cases.COUPLED else 2
+        first, second = ({"train_engine": "deepspeed", "train_zero_stage": stage} for stage in halves)
+        run(case, data, out / f"{case}-{halves}", train_steps=half_of, **first)
+        run(case, data, out / f"{case}-{halves}", train_accumulate=again, **second)
     if world.rank == 0:
         (out / "found.json").write_text(json.dumps(found))
     dist.barrier()
-    first.close()
+    opened.close()
 
 
 def diverge(data: Path, directory: Path, rank: int, engine: dict[str, object]) -> str:

@@ -7,7 +7,7 @@ import cases
 import engines
 import pytest
 import torch
-from engines import EXTRAS, RUNS, STAGES, half
+from engines import EXTRAS, HALVES, STAGES, half
 from launching import launch
 from safetensors.torch import load_file
 from test_world_size import loss_distance, relative, steps
@@ -37,12 +37,16 @@ def ddp(data, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def zero(data, ddp, tmp_path_factory) -> dict[int, Path]:
-    """The directories of what engines.py made on 1, 2 and 4 processes, of DDP's half run among others."""
+    """The directories of what engines.py made on 1, 2 and 4 processes, of half runs of others too.
+
+    One process goes on with what DDP has saved, two and four with what another stage has on half as many.
+    """
     made = {}
     for size in (1, 2, 4):
         made[size] = tmp_path_factory.mktemp(f"zero{size}")
         for stage in STAGES:
-            half(ddp / "whole", made[size] / f"moved-{stage}")
+            source = ddp / "whole" if size == 1 else made[size // 2] / f"whole-{(stage + 1) % len(STAGES)}"
+            half(source, made[size] / f"moved-{stage}")
         done = launch(data, made[size], processes=size if size > 1 else None, script=WORKER, timeout=900)
         assert done.returncode == 0, done.stderr[-3000:]
         assert json.loads((made[size] / "found.json").read_text())["world_size"] == size
@@ -53,15 +57,15 @@ def tensors(run: Path, step: int, file: str) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / f"step-{step:08d}" / f"{file}.safetensors")
 
 
-@pytest.mark.parametrize(("case", "stage"), RUNS)
-def test_every_objective_reaches_the_golden_losses_of_ddp_with_accumulation_too(case, stage, zero):
-    directory = zero[2] / f"{case}-{stage}"
+@pytest.mark.parametrize(("case", "halves"), HALVES)
+def test_every_objective_reaches_the_golden_losses_of_ddp_under_every_stage_and_accumulation(case, halves, zero):
+    directory = zero[2] / f"{case}-{halves}"
     assert len(cases.rows(directory)) == steps(case)
     assert loss_distance(directory, case) <= TOLERANCE
 
 
 @pytest.mark.parametrize(("size", "stage"), WHERE)
-def test_any_number_of_processes_goes_on_with_what_ddp_has_saved(size, stage, zero):
+def test_any_number_of_processes_goes_on_with_what_others_have_saved(size, stage, zero):
     for name in ("whole", "moved"):
         assert len(cases.rows(zero[size] / f"{name}-{stage}")) == steps("factorvae")
         assert loss_distance(zero[size] / f"{name}-{stage}", "factorvae") <= TOLERANCE
@@ -85,8 +89,13 @@ def test_a_checkpoint_does_not_tell_who_has_saved_it(size, stage, zero, ddp):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_resumed_run_is_the_same_bit_for_bit(stage, zero):
-    resumed, whole = (cases.terms(zero[2] / f"{name}-{stage}") for name in ("again", "whole"))
-    assert resumed == whole
+    for name in ("whole", "fp16"):
+        resumed, whole = zero[2] / f"{name}-again-{stage}", zero[2] / f"{name}-{stage}"
+        assert cases.terms(resumed) == cases.terms(whole)
+        files = ("weights", "optimizer", "averaged") if name == "fp16" else ("weights", "optimizer")
+        for file in files:
+            ours, theirs = tensors(resumed, 12, file), tensors(whole, 12, file)
+            assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -104,9 +113,10 @@ def test_clipping_averaging_and_precision_mean_what_they_mean_under_ddp(extra, s
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_checkpoint_has_the_averaged_weights_that_were_looked_at(stage, zero, ddp):
-    ours, theirs = tensors(zero[2] / f"ema-{stage}", 12, "averaged"), tensors(ddp / "ema", 12, "averaged")
-    weights = tensors(ddp / "ema", 12, "weights")
+@pytest.mark.parametrize("extra", ["ema", "fp16"])
+def test_a_checkpoint_has_the_averaged_weights_that_were_looked_at(extra, stage, zero, ddp):
+    ours, theirs = tensors(zero[2] / f"{extra}-{stage}", 12, "averaged"), tensors(ddp / extra, 12, "averaged")
+    weights = tensors(ddp / extra, 12, "weights")
     assert ours.keys() == theirs.keys() == weights.keys()
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4 * tensor.abs().max().item(), msg=name)

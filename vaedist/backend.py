@@ -1,4 +1,4 @@
-"""Processes, devices, engines and precision: the only file that knows accelerate and how a gradient crosses ranks."""
+"""Processes, devices, engines and precision: how a gradient crosses ranks. With `zero` the only ones to know accelerate."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
@@ -55,8 +55,6 @@ class Config:
     def __post_init__(self) -> None:
         if self.tf32 and self.precision == "fp64":
             raise ValueError("tf32=true is about float32, of which precision=fp64 has none")
-        if self.compile and self.zero_stage == 3:
-            raise ValueError("compile=true cannot follow zero_stage=3, which brings weights together in between")
         if self.engine != "deepspeed":
             for name in ("zero_stage", "offload_optimizer", "offload_param"):
                 if getattr(self, name) is not None:
@@ -127,11 +125,13 @@ class Backend:
                 offload_optimizer=config.offload_optimizer,
                 offload_param=config.offload_param,
             )
+            if config.compile and plugin.zero_stage == 3:
+                raise ConfigError("train.compile=true cannot follow ZeRO-3, which brings weights together in between")
             found.backend = "gloo" if cpu else None
         self._accelerator = Accelerator(
             cpu=cpu and not deepspeed,  # else processes without GPUs find neither each other nor it
             mixed_precision="no",  # whatever the launcher says: see `autocast`
-            gradient_accumulation_steps=config.accumulate,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.accumulate),
             deepspeed_plugin=plugin,
             kwargs_handlers=[ddp, found],
         )
@@ -140,6 +140,7 @@ class Backend:
             raise ConfigError(f"the launcher started {started} processes, but {self.world.size} found each other")
         self._vote = Vote(self.world)  # here: until all are connected, a signal has to end a process that waits for it
         if self.world.size > 1:
+            self.world.everyone(None)  # NCCL connects with the first collective, and by what it is told until then
             dist.set_timeout(START_UP)
         self.device = self._accelerator.device
         self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
@@ -248,7 +249,7 @@ class Backend:
         if self._half != torch.float16:
             return {}
         if self._stage:
-            return {"loss_scale": self._scaler.cur_scale / self._share, "steady": self._scaler.steady}
+            return {"loss_scale": self._scaler.scale / self._share, "steady": self._scaler.steady}
         state = self._scaler.state_dict()
         return {"loss_scale": state["scale"] / self._share, "steady": state["_growth_tracker"]}
 
@@ -319,14 +320,14 @@ class Backend:
         if self._half == torch.float16 and snapshot.scaling:  # a run in another precision has none
             scale, steady = snapshot.scaling["loss_scale"] * self._share, int(snapshot.scaling["steady"])
             if self._stage:
-                self._scaler.cur_scale, self._scaler.steady = scale, steady
+                self._scaler.scale, self._scaler.steady = scale, steady
             else:
                 ours = {"scale": scale, "_growth_tracker": steady}
                 self._scaler.load_state_dict(self._scaler.state_dict() | ours)
 
 
 class Average:
-    """Keeps an exponential moving average of the weights, from the first step on, as `ema` among their moments.
+    """Keeps an exponential moving average of all weights, from the first step on, as `ema` among their moments.
 
     Called after an optimiser's step; under ZeRO the optimiser's weights are this rank's share of the model's.
     """
@@ -335,15 +336,16 @@ class Average:
         self._decay = decay
 
     def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        new = 1 - self._decay
-        if (skipped := getattr(optimizer, "found_inf", None)) is not None:  # of fp16, known on the device only
-            new = new * (1 - skipped)
+        skipped = getattr(optimizer, "found_inf", None)  # of fp16 under DDP, known on the device only
         for group in optimizer.param_groups:
             for weight in group["params"]:
                 state = optimizer.state[weight]
                 if "ema" not in state:
                     state["ema"] = weight.detach().clone()
-                state["ema"].lerp_(weight.detach(), new)
+                new = torch.where(state["step"] <= 1, 1.0, 1 - self._decay)  # Adam does not count what it skips
+                if skipped is not None:
+                    new = new * (1 - skipped)
+                state["ema"].lerp_(weight.detach(), new.to(weight.device, weight.dtype).squeeze())
 
 
 def on_cpu(tensors: Weights) -> Weights:

@@ -10,8 +10,10 @@ import os
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +31,7 @@ STATE, WEIGHTS, OPTIMIZER = "state.json", "weights.safetensors", "optimizer.safe
 AVERAGED = "averaged.safetensors"  # of a run with train.ema: the weights to use, by the names of WEIGHTS
 SUMS = "SHA256SUMS"  # of the other files, for `sha256sum --check`
 EMA = "/ema"
+WRITING = threading.Lock()  # whoever ends this process on the word of another one waits for it
 FORMAT = 1  # of all this; a checkpoint that does not say is of the first
 LARGEST_STATE = 2**26  # bytes of STATE, a thousand times what a run has
 # What reading anything but a whole checkpoint raises.
@@ -98,10 +101,14 @@ class Checkpoints:
     keep_every: int | None = None
 
     def save(self, state: State) -> Path:
-        """Writes the state after `progress.step` steps; rank 0 alone calls it.
+        """Writes the state after `progress.step` steps; rank 0 alone calls it. Meanwhile it holds WRITING.
 
         Raises CheckpointError where the disk is full or fails; what lay there before is then as it was.
         """
+        with WRITING:
+            return self._save(state)
+
+    def _save(self, state: State) -> Path:
         final = self.directory / f"step-{state.progress.step:08d}"
         draft = final.with_name(f".{final.name}.draft")
         try:
@@ -120,12 +127,13 @@ class Checkpoints:
                     _remove(path)
             draft.rename(final)
             sync_directory(self.directory)
-            for path in older[self.keep - 1 :]:
-                if self.keep_every is None or step_of(path) % self.keep_every:
-                    _remove(path)
         except OSError as error:
             shutil.rmtree(draft, ignore_errors=True)  # others need its room
             raise CheckpointError(self._unsaved(state.progress.step, error)) from error
+        for path in older[self.keep - 1 :]:
+            if self.keep_every is None or step_of(path) % self.keep_every:
+                with suppress(OSError):  # this one is saved; the next save tries again
+                    _remove(path)
         return final
 
     def newest(self, warn: Callable[[str], None]) -> Snapshot | None:
@@ -242,6 +250,9 @@ def sums(path: Path) -> dict[str, str]:
         if not match:
             raise ValueError(f"{SUMS}: {line[:100]!r} is not a checksum and the name of a file beside it")
         found[match[2]] = match[1]
+    needed = {STATE, WEIGHTS, OPTIMIZER} | ({AVERAGED} if (path / AVERAGED).exists() else set())
+    if missing := needed - found.keys():
+        raise ValueError(f"{SUMS} has no checksum of {', '.join(sorted(missing))}")
     return found
 
 
@@ -291,6 +302,8 @@ def _read(path: Path) -> Snapshot:
             moments |= {f"{name}{EMA}": value for name, value in load(content[AVERAGED]).items()}
         return Snapshot(path=path, **plain(path, content[STATE]), weights=weights, moments=moments)
     except NOT_WHOLE as error:
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise CheckpointError(f"{error.filename or path}: {error.strerror}; put that right") from error
         raise DamagedError(f"{path}: not a whole checkpoint ({type(error).__name__}: {error})") from error
 
 

@@ -7,9 +7,11 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from vaedist.checkpoint import WRITING
 from vaedist.world import awaited
 
 PULSE = 0.5  # seconds between two looks at whether a process has ended the run
+PATIENCE = 60.0  # seconds that a checkpoint may take which is being written at the end
 ANSWER = 5.0  # seconds in which the processes that are left answer
 
 
@@ -105,6 +107,7 @@ class Peers:
             while not self._closed.wait(PULSE) and not self._store.check(["said"]) and time.monotonic() < until:
                 pass
         if not self._closed.is_set():
+            WRITING.acquire(timeout=PATIENCE)
             os._exit(1)
 
 

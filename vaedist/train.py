@@ -24,6 +24,7 @@ def main(words: list[str]) -> int:
     """
     from vaedist.backend import Backend
     from vaedist.config import ConfigError, dump
+    from vaedist.peers import is_lost
     from vaedist.recipe import load
     from vaedist.stop import Stop
 
@@ -40,6 +41,12 @@ def main(words: list[str]) -> int:
             print(f"vaedist: {error}", file=sys.stderr, flush=True)
         else:
             time.sleep(PATIENCE)  # until the launcher ends us: it would end rank 0 before that one has said its line
+        return 1
+    except RuntimeError as error:
+        if not is_lost(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        print(f"vaedist: {os.environ['WORLD_SIZE']} processes did not find each other: {reason}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

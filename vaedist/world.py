@@ -141,7 +141,7 @@ class Vote:
     def limit(self, timeout: timedelta) -> None:
         """How long one rank waits for another, here and in every other collective."""
         if self._group is not None:
-            dist.set_timeout(timeout)
+            dist.set_timeout(2 * timeout)  # NCCL would abort the process: the vote is to raise before it does
             dist.set_timeout(timeout, self._group)
 
     def close(self) -> None:

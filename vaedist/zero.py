@@ -59,10 +59,7 @@ def plugin(
         offload_param_device=offload_param,
         zero3_init_flag=False,
     )
-    if "nvme" in (made.offload_optimizer_device, made.offload_param_device):
-        raise ConfigError(
-            "the launcher's config file offloads to nvme, from where no checkpoint is read: let it say cpu"
-        )
+    _refuse_nonsense(made)
     made.deepspeed_config |= {
         "train_micro_batch_size_per_gpu": rows,
         "gradient_clipping": clip,  # said even if 0: left out, it is 1
@@ -76,6 +73,24 @@ def plugin(
     return made
 
 
+def _refuse_nonsense(made: Plugin) -> None:
+    """Raises ConfigError for what DeepSpeed would leave out without a word, whoever has said it."""
+    if os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"):
+        raise ConfigError(
+            "the launcher's config file names a deepspeed_config_file: say zero_stage and offloading in its place"
+        )
+    if os.environ.get("ACCELERATE_GRADIENT_CLIPPING"):
+        raise ConfigError("the launcher's config file has gradient_clipping: say train.clip instead")
+    if "nvme" in (made.offload_optimizer_device, made.offload_param_device):
+        raise ConfigError(
+            "the launcher's config file offloads to nvme, which no checkpoint is read from: let it say cpu"
+        )
+    if made.offload_optimizer_device != "none" and made.zero_stage == 0:
+        raise ConfigError("train.offload_optimizer needs train.zero_stage=1, 2 or 3")
+    if made.offload_param_device != "none" and made.zero_stage != 3:
+        raise ConfigError("train.offload_param needs train.zero_stage=3")
+
+
 def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -83,22 +98,28 @@ def _free_port() -> int:
 
 
 class LossScaler:
-    """torch's rule of loss scaling, in the place where DeepSpeed has its own, which sets in one step later."""
+    """torch's rule of loss scaling, in the place where DeepSpeed has its own.
+
+    DeepSpeed asks it to update before it divides the gradients of the same step by `cur_scale`, which therefore grows
+    with the next loss only.
+    """
 
     dynamic = True
 
     def __init__(self, scale: float, growth_interval: int) -> None:
-        self.cur_scale, self.steady, self.growth_interval = scale, 0, growth_interval
+        self.scale, self.steady, self.growth_interval = scale, 0, growth_interval
+        self.cur_scale = scale
 
     def scale_loss(self, loss: Tensor) -> Tensor:
-        return loss * self.cur_scale
+        self.cur_scale = self.scale
+        return loss * self.scale
 
     def update_scale(self, overflow: bool) -> None:
         self.steady = 0 if overflow else self.steady + 1
         if overflow:
-            self.cur_scale /= 2
+            self.scale /= 2
         elif self.steady == self.growth_interval:
-            self.cur_scale, self.steady = 2 * self.cur_scale, 0
+            self.scale, self.steady = 2 * self.scale, 0
 
 
 @dataclass(frozen=True)
