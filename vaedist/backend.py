@@ -1,4 +1,4 @@
-"""Processes, devices, engines and precision: how a gradient crosses ranks. With `zero` the only ones to know accelerate."""
+"""Processes, devices, engines and precision: how a gradient crosses ranks. It and `zero` alone know accelerate."""
 
 import os
 from collections.abc import Callable, Iterator
