@@ -16,7 +16,9 @@ from vaedist.backend import Config
 
 WORKER = Path(__file__).with_name("engines.py")
 TOLERANCE = 1e-4
-WHERE = [(size, stage) for size in (1, 2, 4) for stage in STAGES]
+WHERE = [
+    pytest.param(size, stage, marks=pytest.mark.slow if size == 4 else ()) for size in (1, 2, 4) for stage in STAGES
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,22 +37,30 @@ def ddp(data, tmp_path_factory) -> Path:
     return out
 
 
-@pytest.fixture(scope="module")
-def zero(data, ddp, tmp_path_factory) -> dict[int, Path]:
+class Made(dict[int, Path]):
     """The directories of what engines.py made on 1, 2 and 4 processes, of half runs of others too.
 
     One process goes on with what DDP has saved, two and four with what another stage has on half as many.
     """
-    made = {}
-    for size in (1, 2, 4):
-        made[size] = tmp_path_factory.mktemp(f"zero{size}")
+
+    def __init__(self, data: Path, ddp: Path, place: Path) -> None:
+        self.data, self.ddp, self.place = data, ddp, place
+
+    def __missing__(self, size: int) -> Path:
+        directory = self.place / str(size)
         for stage in STAGES:
-            source = ddp / "whole" if size == 1 else made[size // 2] / f"whole-{(stage + 1) % len(STAGES)}"
-            half(source, made[size] / f"moved-{stage}")
-        done = launch(data, made[size], processes=size if size > 1 else None, script=WORKER, timeout=900)
+            source = self.ddp / "whole" if size == 1 else self[size // 2] / f"whole-{(stage + 1) % len(STAGES)}"
+            half(source, directory / f"moved-{stage}")
+        done = launch(self.data, directory, processes=size if size > 1 else None, script=WORKER, timeout=900)
         assert done.returncode == 0, done.stderr[-3000:]
-        assert json.loads((made[size] / "found.json").read_text())["world_size"] == size
-    return made
+        assert json.loads((directory / "found.json").read_text())["world_size"] == size
+        self[size] = directory
+        return directory
+
+
+@pytest.fixture(scope="module")
+def zero(data, ddp, tmp_path_factory) -> Made:
+    return Made(data, ddp, tmp_path_factory.mktemp("zero"))
 
 
 def tensors(run: Path, step: int, file: str) -> dict[str, torch.Tensor]:

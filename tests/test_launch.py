@@ -41,7 +41,9 @@ def test_every_file_is_started_here_and_its_header_has_its_command():
     assert all(f"#   accelerate launch --config_file launch/{name}.yaml" in text for name, text in files.items())
 
 
-@pytest.mark.parametrize("name", STARTS)
+@pytest.mark.parametrize(
+    "name", ["laptop", *(pytest.param(name, marks=pytest.mark.slow) for name in STARTS if name != "laptop")]
+)
 def test_one_machine_starts_the_processes_that_its_file_says(name, data, tmp_path):
     flags, processes = STARTS[name]
     port = ("--main_process_port", "0") if processes > 1 else ()

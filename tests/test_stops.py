@@ -95,6 +95,7 @@ def test_twenty_kills_in_all_phases_of_a_run_cost_nothing_but_time():
     assert equal == runs >= "1"
 
 
+@pytest.mark.slow
 def test_a_launcher_that_may_restart_goes_on_by_itself_and_workers_do_not_outlive_one_that_was_killed(data, tmp_path):
     """And what they leave is saved; the curve of all this is the undisturbed one's."""
     words = {name: cases.words("vae", data, tmp_path / name, **SETTINGS) for name in ("run", "whole")}

@@ -66,7 +66,7 @@ def stopped(data, tmp_path_factory) -> Path:
 ON_TWO = pytest.mark.parametrize("launched", [2], indirect=True)
 
 
-@pytest.fixture(scope="session", params=[2, 4])
+@pytest.fixture(scope="session", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def launched(request, data, stopped, tmp_path_factory) -> tuple[int, Path, dict]:
     """What worker.py found on so many processes: the number, the directory of its runs, and its own report."""
     out = tmp_path_factory.mktemp(f"processes{request.param}")
