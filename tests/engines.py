@@ -1,4 +1,4 @@
-"""One rank of `test_engines.py`: `engines.py DATA OUT` runs the cases under every stage of ZeRO; rank 0 reports."""
+"""One rank of `test_engines.py`: `engines.py DATA OUT [more]` runs cases under every stage of ZeRO; rank 0 reports."""
 
 import gc
 import json
@@ -44,28 +44,31 @@ def half(source: Path, directory: Path) -> None:
     shutil.copy(source / "metrics.jsonl", directory)
 
 
-def everything(data: Path, out: Path) -> None:
-    """All of it on two processes; on others factorvae alone, whole, and going on where another engine has stopped."""
+def everything(data: Path, out: Path, more: str = "") -> None:
+    """Under every stage factorvae, whole, and going on where another engine has stopped; `more` is all of the rest."""
     opened = backend.Backend(backend.Config(engine="deepspeed", zero_stage=0))
     world, found = opened.world, {"world_size": opened.world.size, "diverged": []}
     for stage in STAGES:
         engine = {"train_engine": "deepspeed", "train_zero_stage": stage}
+        if more:
+            for name in ("clip", "ema", "bf16"):
+                run("factorvae", data, out / f"{name}-{stage}", **EXTRAS[name], **engine)
+            if stage:
+                where = {"train_offload_param": "cpu"} if stage == 3 else {}
+                run("factorvae", data, out / f"offload-{stage}", train_offload_optimizer="cpu", **where, **engine)
+                found["diverged"].append(diverge(data, out / f"diverged-{stage}", world.rank, engine))
+            continue
         run("factorvae", data, out / f"moved-{stage}", **engine)
         run("factorvae", data, out / f"whole-{stage}", **engine)
-        if world.size != 2:
-            continue
-        for name, more in EXTRAS.items():
-            run("factorvae", data, out / f"{name}-{stage}", **more, **engine)
-        for name in ("whole", "fp16"):
-            if world.rank == 0:
-                half(out / f"{name}-{stage}", out / f"{name}-again-{stage}")
-            dist.barrier()
-            run("factorvae", data, out / f"{name}-again-{stage}", **EXTRAS.get(name, {}), **engine)
-        if stage:
-            more = {"train_offload_param": "cpu"} if stage == 3 else {}
-            run("factorvae", data, out / f"offload-{stage}", train_offload_optimizer="cpu", **more, **engine)
-            found["diverged"].append(diverge(data, out / f"diverged-{stage}", world.rank, engine))
-    for case, halves in HALVES if world.size == 2 else []:
+        # which sums of rows overflow depends on how many ranks sum them: fp16 is held to DDP on one
+        name = "fp16" if world.size == 1 else "whole"
+        if name == "fp16":
+            run("factorvae", data, out / f"fp16-{stage}", **EXTRAS["fp16"], **engine)
+        if world.rank == 0:
+            half(out / f"{name}-{stage}", out / f"{name}-again-{stage}")
+        dist.barrier()
+        run("factorvae", data, out / f"{name}-again-{stage}", **EXTRAS.get(name, {}), **engine)
+    for case, halves in HALVES if more else []:
         half_of, again = int((cases.COMMON | cases.CASES[case])["train.steps"]) // 2, 1 if case in cases.COUPLED else 2
         first, second = ({"train_engine": "deepspeed", "train_zero_stage": stage} for stage in halves)
         run(case, data, out / f"{case}-{halves}", train_steps=half_of, **first)
@@ -95,4 +98,4 @@ def diverge(data: Path, directory: Path, rank: int, engine: dict[str, object]) -
 
 if __name__ == "__main__":
     gc.freeze()  # DeepSpeed collects garbage at each of a hundred starts, and the packages are none
-    everything(*map(Path, sys.argv[1:]))
+    everything(*map(Path, sys.argv[1:3]), *sys.argv[3:])

@@ -37,8 +37,8 @@ def ddp(data, tmp_path_factory) -> Path:
     return out
 
 
-class Made(dict[int, Path]):
-    """The directories of what engines.py made on 1, 2 and 4 processes, of half runs of others too.
+class Made(dict[int | str, Path]):
+    """The directories of what engines.py made on 1, 2 and 4 processes, of half runs of others too; `more` is on two.
 
     One process goes on with what DDP has saved, two and four with what another stage has on half as many.
     """
@@ -46,15 +46,16 @@ class Made(dict[int, Path]):
     def __init__(self, data: Path, ddp: Path, place: Path) -> None:
         self.data, self.ddp, self.place = data, ddp, place
 
-    def __missing__(self, size: int) -> Path:
-        directory = self.place / str(size)
-        for stage in STAGES:
+    def __missing__(self, key: int | str) -> Path:
+        directory = self.place / str(key)
+        size, words = (2, ["more"]) if key == "more" else (int(key), [])
+        for stage in STAGES if key != "more" else []:
             source = self.ddp / "whole" if size == 1 else self[size // 2] / f"whole-{(stage + 1) % len(STAGES)}"
             half(source, directory / f"moved-{stage}")
-        done = launch(self.data, directory, processes=size if size > 1 else None, script=WORKER, timeout=900)
+        done = launch(self.data, directory, *words, processes=size if size > 1 else None, script=WORKER, timeout=900)
         assert done.returncode == 0, done.stderr[-3000:]
         assert json.loads((directory / "found.json").read_text())["world_size"] == size
-        self[size] = directory
+        self[key] = directory
         return directory
 
 
@@ -67,9 +68,10 @@ def tensors(run: Path, step: int, file: str) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / f"step-{step:08d}" / f"{file}.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "halves"), HALVES)
 def test_every_objective_reaches_the_golden_losses_of_ddp_under_every_stage_and_accumulation(case, halves, zero):
-    directory = zero[2] / f"{case}-{halves}"
+    directory = zero["more"] / f"{case}-{halves}"
     assert len(cases.rows(directory)) == steps(case)
     assert loss_distance(directory, case) <= TOLERANCE
 
@@ -99,8 +101,8 @@ def test_a_checkpoint_does_not_tell_who_has_saved_it(size, stage, zero, ddp):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_resumed_run_is_the_same_bit_for_bit(stage, zero):
-    for name in ("whole", "fp16"):
-        resumed, whole = zero[2] / f"{name}-again-{stage}", zero[2] / f"{name}-{stage}"
+    for size, name in (2, "whole"), (1, "fp16"):
+        resumed, whole = zero[size] / f"{name}-again-{stage}", zero[size] / f"{name}-{stage}"
         assert cases.terms(resumed) == cases.terms(whole)
         files = ("weights", "optimizer", "averaged") if name == "fp16" else ("weights", "optimizer")
         for file in files:
@@ -109,23 +111,26 @@ def test_a_resumed_run_is_the_same_bit_for_bit(stage, zero):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("extra", EXTRAS)
+@pytest.mark.parametrize(
+    "extra", [*(pytest.param(name, marks=pytest.mark.slow) for name in EXTRAS if name != "fp16"), "fp16"]
+)
 def test_clipping_averaging_and_precision_mean_what_they_mean_under_ddp(extra, stage, zero, ddp):
-    ours, theirs = cases.rows(zero[2] / f"{extra}-{stage}"), cases.rows(ddp / extra)
+    ours, theirs = cases.rows(zero[1 if extra == "fp16" else "more"] / f"{extra}-{stage}"), cases.rows(ddp / extra)
     for name in ("train/loss", "eval/elbo", "train/loss_scale", "train/skipped_steps"):
         found, right = ([row[name] for row in rows if name in row] for rows in (ours, theirs))
         assert len(found) == len(right)
         assert not right or relative(found, right) <= TOLERANCE
     if extra == "fp16":
-        assert theirs[-1]["train/skipped_steps"] > 0
+        assert 0 < theirs[-1]["train/skipped_steps"] < len(theirs) / 2
     else:  # it does something
         assert theirs[-1]["eval/elbo"] != cases.rows(ddp / "whole")[-1]["eval/elbo"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("extra", ["ema", "fp16"])
+@pytest.mark.parametrize("extra", [pytest.param("ema", marks=pytest.mark.slow), "fp16"])
 def test_a_checkpoint_has_the_averaged_weights_that_were_looked_at(extra, stage, zero, ddp):
-    ours, theirs = tensors(zero[2] / f"{extra}-{stage}", 12, "averaged"), tensors(ddp / extra, 12, "averaged")
+    run = zero[1 if extra == "fp16" else "more"] / f"{extra}-{stage}"
+    ours, theirs = tensors(run, 12, "averaged"), tensors(ddp / extra, 12, "averaged")
     weights = tensors(ddp / extra, 12, "weights")
     assert ours.keys() == theirs.keys() == weights.keys()
     for name, tensor in theirs.items():
@@ -133,13 +138,15 @@ def test_a_checkpoint_has_the_averaged_weights_that_were_looked_at(extra, stage,
         assert not torch.equal(tensor, weights[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES[1:])
 def test_the_optimisers_state_may_lie_in_the_memory_of_the_host(stage, zero):
-    assert loss_distance(zero[2] / f"offload-{stage}", "factorvae") <= TOLERANCE
+    assert loss_distance(zero["more"] / f"offload-{stage}", "factorvae") <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_gradients_that_are_no_numbers_end_a_run_that_deepspeed_would_go_on_with(zero):
-    diverged = json.loads((zero[2] / "found.json").read_text())["diverged"]
+    diverged = json.loads((zero["more"] / "found.json").read_text())["diverged"]
     assert len(diverged) == len(STAGES[1:])
     for line in diverged:
         assert line.startswith("DivergedError: step 3: the gradients are not finite; nothing of this step was saved")

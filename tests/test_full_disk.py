@@ -17,6 +17,7 @@ def names(directory: Path) -> list[str]:
     return [path.name for path in directory.iterdir()]
 
 
+@pytest.mark.slow
 def test_a_run_without_room_for_its_checkpoints_ends_or_trains_on_as_told_and_with_room_goes_on(
     tmp_path, capsys, monkeypatch
 ):

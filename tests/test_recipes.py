@@ -2,8 +2,9 @@
 
 import pytest
 
-from vaedist.config import component_name, dump
-from vaedist.recipe import RECIPES, ConfigError, Train, load
+from vaedist.backend import Config as Train
+from vaedist.config import ConfigError, component_name, dump
+from vaedist.recipe import RECIPES, load
 from vaedist.world import World
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))

@@ -40,6 +40,7 @@ def launched(data, tmp_path_factory) -> tuple[Path, dict, str]:
     return out, found, done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_compile_once_and_reach_the_golden_losses(launched):
     """The rows of both ranks are gathered within the graph."""
     out, found, _ = launched
@@ -47,6 +48,7 @@ def test_two_processes_compile_once_and_reach_the_golden_losses(launched):
     assert loss_distance(out / "compiled", "betatcvae") <= 1e-4
 
 
+@pytest.mark.slow
 def test_every_rank_leaves_a_trace_of_the_steps_asked_for(launched):
     """A file that Chrome's format is: a list of named events with times."""
     out, *_ = launched
@@ -62,6 +64,7 @@ def test_every_rank_leaves_a_trace_of_the_steps_asked_for(launched):
         assert names["aten::convolution_backward"] > 0
 
 
+@pytest.mark.slow
 def test_every_row_has_the_memory_of_the_rank_that_takes_most(launched):
     out, *_ = launched
     peaks = [row["perf/memory_gb"] for row in cases.rows(out / "watched")]
@@ -70,11 +73,13 @@ def test_every_row_has_the_memory_of_the_rank_that_takes_most(launched):
     assert "perf/memory_gb" not in cases.rows(out / "compiled")[0]
 
 
+@pytest.mark.slow
 def test_a_watched_run_is_the_same_run(launched):
     out, *_ = launched
     assert loss_distance(out / "watched", "factorvae") <= 1e-4
 
 
+@pytest.mark.slow
 def test_a_nan_of_one_rank_in_a_backward_pass_ends_both_and_its_operation_is_named(launched):
     out, _, errors = launched
     (said,) = complaints(errors)
