@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from pathlib import Path
 
 import cases
 import pytest
@@ -20,13 +19,6 @@ VARIANTS = [(name, {}) for name in available("vaedist.objectives")] + [
     ("dipvae", {"kind": "ii"}),
     ("constrainedvae", {"constrained": "recon", "bound": 1.0}),
 ]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("compile") / "set"
-    cases.pack_discs(directory)
-    return directory
 
 
 @pytest.fixture(autouse=True)

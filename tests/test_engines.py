@@ -22,13 +22,6 @@ WHERE = [
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("discs") / "set"
-    cases.pack_discs(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
 def ddp(data, tmp_path_factory) -> Path:
     """What DDP makes of factorvae and of the extras, on one process."""
     out = tmp_path_factory.mktemp("ddp")

@@ -15,13 +15,6 @@ STARTS = {"laptop": ((), 1), "gpu1": ((), 1), "cpu2": ((), 2), "gpus": (("--num_
 ELSEWHERE = {"node2x8", "zero2"}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("launch") / "set"
-    cases.pack_discs(directory)
-    return directory
-
-
 @pytest.fixture(autouse=True)
 def _on_cpus(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")

@@ -32,13 +32,6 @@ GENTLE = {
 }
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("numerics") / "set"
-    cases.pack_discs(directory)
-    return directory
-
-
 # Half precision
 
 

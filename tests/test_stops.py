@@ -16,13 +16,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SETTINGS: dict[str, object] = {"train_steps": 60, "checkpoint_every": 5, "evaluate_every": 1000}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("stops") / "set"
-    cases.pack_discs(directory)
-    return directory
-
-
 def script(path: str, *words: object) -> str:
     command = [sys.executable, ROOT / path, *words]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=600)

@@ -25,13 +25,6 @@ from vaedist.recipe import load
 from vaedist.train import main
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("trainer") / "set"
-    cases.pack_discs(directory)
-    return directory
-
-
 def short(data: Path, run: Path, *more: str) -> list[str]:
     """A run of four steps; `more` goes before the rest."""
     words = cases.words("factorvae", data, run, train_steps=4, checkpoint_every=2, evaluate_every=3)

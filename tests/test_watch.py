@@ -17,14 +17,6 @@ from vaedist.objectives import Objective
 from vaedist.recipe import load
 from vaedist.watch import SETTLE, TorchError
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("watch") / "set"
-    cases.pack_discs(directory)
-    return directory
-
-
 # Two processes
 
 

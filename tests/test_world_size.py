@@ -46,13 +46,6 @@ PRECISIONS = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("discs") / "set"
-    cases.pack_discs(directory)
-    return directory
-
-
-@pytest.fixture(scope="session")
 def stopped(data, tmp_path_factory) -> Path:
     """The runs that one process left half way, in four micro-batches a step where that is not another run."""
     out = tmp_path_factory.mktemp("stopped")

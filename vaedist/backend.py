@@ -20,6 +20,7 @@ from vaedist import zero
 from vaedist.checkpoint import CheckpointError, Snapshot, averaged
 from vaedist.config import ConfigError, bounded
 from vaedist.debug import DivergedError
+from vaedist.optimizer import Average
 from vaedist.peers import Peers
 from vaedist.world import Vote, World, together
 
@@ -193,9 +194,9 @@ class Backend:
         model, _ = self._accelerator.prepare(_Cast(objective, self.autocast), optimizer)
         self._objective, self._optimizer = objective, optimizer
         self._shares = zero.Shares(model.optimizer, objective, self.world, self.device) if self._stage else None
-        if self._shares:
+        if self._half == torch.float16 and self._shares:
             self._shares.zero.loss_scaler = self._scaler
-        elif self._stage == 0 and self._half == torch.float16:
+        elif self._half == torch.float16 and self._stage == 0:
             model.torch_autocast_z0_gradscaler = self._scaler
         if snapshot is not None:
             self._restore(snapshot)
@@ -246,12 +247,8 @@ class Backend:
 
     def scaling(self) -> dict[str, float]:
         """What a checkpoint keeps of loss scaling, whatever the processes and the engine; nothing but for fp16."""
-        if self._half != torch.float16:
-            return {}
-        if self._stage:
-            return {"loss_scale": self._scaler.scale / self._share, "steady": self._scaler.steady}
-        state = self._scaler.state_dict()
-        return {"loss_scale": state["scale"] / self._share, "steady": state["_growth_tracker"]}
+        state = self._scaler.state_dict()  # empty but for fp16
+        return {"loss_scale": state["scale"] / self._share, "steady": state["_growth_tracker"]} if state else {}
 
     def weights(self) -> Weights:
         """The weights and buffers by name, on the device, whole; every rank must call it."""
@@ -301,12 +298,10 @@ class Backend:
         self._accelerator.end_training()
 
     def _loss_scaler(self) -> Any:
-        first = FIRST_SCALE * self._share
-        if not self._stage:
-            return torch.amp.GradScaler(
-                self.device.type, init_scale=first, growth_interval=STEADY, enabled=self._half == torch.float16
-            )
-        return zero.LossScaler(first, STEADY) if self._half == torch.float16 else zero.LossScaler(1.0, 0)
+        fp16, first = self._half == torch.float16, FIRST_SCALE * self._share
+        if fp16 and self._stage:
+            return zero.LossScaler(first, STEADY)
+        return torch.amp.GradScaler(self.device.type, init_scale=first, growth_interval=STEADY, enabled=fp16)
 
     def _restore(self, snapshot: Snapshot) -> None:
         if self._shares:
@@ -317,35 +312,12 @@ class Backend:
                 self._optimizer.state[parameter] = {
                     key.rpartition("/")[2]: _like(snapshot.moments[key], key, parameter) for key in keys
                 }
-        if self._half == torch.float16 and snapshot.scaling:  # a run in another precision has none
-            scale, steady = snapshot.scaling["loss_scale"] * self._share, int(snapshot.scaling["steady"])
-            if self._stage:
-                self._scaler.scale, self._scaler.steady = scale, steady
-            else:
-                ours = {"scale": scale, "_growth_tracker": steady}
-                self._scaler.load_state_dict(self._scaler.state_dict() | ours)
-
-
-class Average:
-    """Keeps an exponential moving average of all weights, from the first step on, as `ema` among their moments.
-
-    Called after an optimiser's step; under ZeRO the optimiser's weights are this rank's share of the model's.
-    """
-
-    def __init__(self, decay: float) -> None:
-        self._decay = decay
-
-    def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        skipped = getattr(optimizer, "found_inf", None)  # of fp16 under DDP, known on the device only
-        for group in optimizer.param_groups:
-            for weight in group["params"]:
-                state = optimizer.state[weight]
-                if "ema" not in state:
-                    state["ema"] = weight.detach().clone()
-                new = torch.where(state["step"] <= 1, 1.0, 1 - self._decay)  # Adam does not count what it skips
-                if skipped is not None:
-                    new = new * (1 - skipped)
-                state["ema"].lerp_(weight.detach(), new.to(weight.device, weight.dtype).squeeze())
+        if snapshot.scaling:  # a run in another precision has none
+            ours = {
+                "scale": snapshot.scaling["loss_scale"] * self._share,
+                "_growth_tracker": int(snapshot.scaling["steady"]),
+            }
+            self._scaler.load_state_dict(self._scaler.state_dict() | ours)
 
 
 def on_cpu(tensors: Weights) -> Weights:

@@ -109,27 +109,27 @@ def inspect(paths: list[Path], every_tensor: bool) -> bool:
     return whole
 
 
-def description(path: Path, state: dict[str, Any], tensors: tuple[Tensors, Tensors], every: bool) -> Iterator[str]:
+def description(path: Path, state: dict[str, Any], tensors: dict[str, Tensors], every: bool) -> Iterator[str]:
     recipe = flatten(state["recipe"])
     yield path.name
     yield f"  {'recipe':<16}{' '.join(f'{key}={recipe[key]}' for key in SHOWN if key in recipe)}"
     yield f"  {'data set':<16}{state['data'][:12]}"
-    weights, moments = tensors
+    weights, moments = tensors[WEIGHTS], tensors[OPTIMIZER]
     learned = {key.rpartition("/")[0] for key in moments}
     for player in dict.fromkeys(name.partition(".")[0] for name in weights if name in learned):
         own = [name for name in weights if name in learned and name.partition(".")[0] == player]
         count = sum(math.prod(weights[name][1]) for name in own)
         yield f"  {player:<16}{count:,} weights in {len(own)} tensors"
-    for file, found in ((WEIGHTS, weights), (OPTIMIZER, moments)):
+    for file, found in tensors.items():
         kinds = Counter(kind for kind, _ in found.values())
         yield f"  {file}: {len(found)} tensors, {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
         if every:
             yield from (f"    {name:<60}{kind:<6}{shape}" for name, (kind, shape) in found.items())
 
 
-def headers(path: Path) -> tuple[Tensors, Tensors]:
-    """The tensors of weights and moments."""
-    return _header(path / WEIGHTS), _header(path / OPTIMIZER)
+def headers(path: Path) -> dict[str, Tensors]:
+    """The tensors of every file that has some."""
+    return {name: _header(path / name) for name in sums(path) if name.endswith(".safetensors")}
 
 
 def _header(path: Path) -> Tensors:

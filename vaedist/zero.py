@@ -98,7 +98,7 @@ def _free_port() -> int:
 
 
 class LossScaler:
-    """torch's rule of loss scaling, in the place where DeepSpeed has its own.
+    """torch's rule of loss scaling, and state_dict, in the place where DeepSpeed has its own.
 
     DeepSpeed asks it to update before it divides the gradients of the same step by `cur_scale`, which therefore grows
     with the next loss only.
@@ -113,6 +113,12 @@ class LossScaler:
     def scale_loss(self, loss: Tensor) -> Tensor:
         self.cur_scale = self.scale
         return loss * self.scale
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"scale": self.scale, "_growth_tracker": self.steady}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.scale, self.steady = state["scale"], state["_growth_tracker"]
 
     def update_scale(self, overflow: bool) -> None:
         self.steady = 0 if overflow else self.steady + 1
