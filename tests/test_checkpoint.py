@@ -140,6 +140,36 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, name
     assert checkpoints.newest(pytest.fail).progress.step == 2
 
 
+@pytest.mark.parametrize("name", ["weights.safetensors", "averaged.safetensors", "state.json"])
+def test_a_file_without_a_checksum_is_damage_for_a_run_and_for_verify(tmp_path, name, capsys):
+    module, optimizer = trained(1)
+    for weight in module.parameters():
+        optimizer.state[weight]["ema"] = weight.detach().clone()
+    path = save(Checkpoints(tmp_path, keep=3), 1, module, optimizer)
+    assert command(["verify", str(path)]) == 0
+    sums = path / "SHA256SUMS"
+    sums.write_text("".join(line for line in sums.read_text().splitlines(True) if name not in line))
+    lines: list[str] = []
+    with pytest.raises(CheckpointError, match="no checkpoint is whole"):
+        Checkpoints(tmp_path, keep=3).newest(lines.append)
+    capsys.readouterr()
+    assert command(["verify", str(path)]) == 1
+    assert all(f"SHA256SUMS has no checksum of {name}" in said for said in (capsys.readouterr().out, lines[0]))
+
+
+def test_a_disk_that_fails_is_no_damage(tmp_path, monkeypatch):
+    """Else the run would go on from the one before, and remove what it can no longer read."""
+    for step in (1, 2):
+        save(Checkpoints(tmp_path, keep=3), step, *trained(1))
+
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(CheckpointError, match=r"step-00000002/state.json: Input/output error; put that right"):
+        Checkpoints(tmp_path, keep=3).newest(pytest.fail)
+
+
 def test_when_every_checkpoint_is_damaged_the_run_does_not_start_anew_by_itself(tmp_path):
     path = save(Checkpoints(tmp_path, keep=3), 1, *trained(1))
     (path / "weights.safetensors").unlink()

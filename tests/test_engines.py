@@ -12,7 +12,8 @@ from launching import launch
 from safetensors.torch import load_file
 from test_world_size import loss_distance, relative, steps
 
-from vaedist.backend import Config
+from vaedist.backend import Backend, Config
+from vaedist.config import ConfigError
 
 WORKER = Path(__file__).with_name("engines.py")
 TOLERANCE = 1e-4
@@ -149,3 +150,32 @@ def test_gradients_that_are_no_numbers_end_a_run_that_deepspeed_would_go_on_with
 def test_what_belongs_to_deepspeed_is_refused_without_it(settings):
     with pytest.raises(ValueError, match="belongs to engine=deepspeed"):
         Config(**settings)
+
+
+@pytest.mark.parametrize(
+    ("said", "settings", "line"),
+    [
+        ({"ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}, {}, "names a deepspeed_config_file"),
+        ({"ACCELERATE_GRADIENT_CLIPPING": "1.0"}, {}, "say train.clip instead"),
+        ({"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "nvme"}, {}, "offloads to nvme"),
+        ({}, {"zero_stage": 0, "offload_optimizer": "cpu"}, "needs train.zero_stage=1, 2 or 3"),
+        ({}, {"zero_stage": 2, "offload_param": "cpu"}, "needs train.zero_stage=3"),
+        ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, {"compile": True}, "cannot follow ZeRO-3"),
+        ({}, {"precision": "fp64"}, "use train.engine=ddp"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {"engine": "ddp"}, "give up one of them"),
+    ],
+)
+def test_what_an_engine_would_leave_out_without_a_word_is_refused(said, settings, line, monkeypatch):
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR"):
+        monkeypatch.setenv(name, "")  # as they were, whatever a process that goes on for long would set
+        monkeypatch.delenv(name)
+    with pytest.raises(ConfigError, match=line):
+        Backend(Config(**{"engine": "deepspeed"} | settings))
+
+
+def test_the_environment_does_not_change_how_a_step_accumulates(data, tmp_path, ddp, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    engines.run("factorvae", data, tmp_path)
+    assert cases.terms(tmp_path) == cases.terms(ddp / "whole")

@@ -115,3 +115,28 @@ def test_a_launcher_that_may_restart_goes_on_by_itself_and_workers_do_not_outliv
     assert not (run / "REQUEUE").exists()
     assert lines(run) == lines(tmp_path / "whole")
     assert len(lines(run)) == SETTINGS["train_steps"]
+
+
+def test_a_process_that_another_one_ends_finishes_the_checkpoint_it_is_writing():
+    script = """
+import threading, time
+from torch.distributed import TCPStore
+from vaedist.checkpoint import WRITING
+from vaedist.peers import Peers
+
+def write():
+    with WRITING:
+        begun.set()
+        time.sleep(2)
+        print("written", flush=True)
+
+begun, store = threading.Event(), TCPStore("127.0.0.1", 0, is_master=True)
+ended, ends = Peers(0, 2, store), Peers(1, 2, store)
+threading.Thread(target=write).start()
+begun.wait()
+ends.end("why")
+time.sleep(30)
+print("still there")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "written\n", "vaedist: why\n")

@@ -41,16 +41,6 @@ def plugin(
     """What makes accelerate start DeepSpeed, with the stage and offloading of the launcher's config file where they are
     None. rows: of a micro-batch on one rank.
     """
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"  # what it would find by itself, and say
-    import deepspeed.ops
-
-    here = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    if "WORLD_SIZE" not in os.environ:  # one process, which needs a process group nevertheless
-        os.environ.update(here, MASTER_PORT=str(_free_port()))
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    if not torch.cuda.is_available():  # an extension for one machine's CPUs, for which it would compile for minutes
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     made = Plugin(
         hf_ds_config="none",
         zero_stage=stage,
@@ -60,6 +50,16 @@ def plugin(
         zero3_init_flag=False,
     )
     _refuse_nonsense(made)
+    if "WORLD_SIZE" not in os.environ:  # one process, which needs a process group nevertheless
+        here = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update(here, MASTER_PORT=str(_free_port()))
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"  # what it would find by itself, and say
+        import deepspeed.ops
+
+        # a faster gather on the CPUs of one machine, for which it would run a compiler for minutes
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     made.deepspeed_config |= {
         "train_micro_batch_size_per_gpu": rows,
         "gradient_clipping": clip,  # said even if 0: left out, it is 1
