@@ -199,6 +199,17 @@ def test_a_command_gives_a_file(tmp_path):
     assert get(f"pipe:cat {tmp_path / 'in'} | cat", tmp_path / "out") == DATA
 
 
+def test_a_shared_disk_gives_a_file(tmp_path):
+    source = tmp_path / "a $b%20'.tar"
+    source.write_bytes(DATA)
+    assert get(f"file://{source}", tmp_path / "out") == DATA
+    source.unlink()
+    (tmp_path / "out").unlink()
+    assert complaint(f"file://{source}", tmp_path / "a.tar") == (
+        f"file://{source}: No such file or directory; gave up after 2 tries; check the address and your rights"
+    )
+
+
 def test_a_command_that_fails_is_one_line(tmp_path):
     source = tmp_path / "in"
     source.write_bytes(DATA)

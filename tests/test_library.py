@@ -75,6 +75,14 @@ def test_a_set_behind_a_url_gives_the_pixels_of_the_set_itself(packed, server, t
     again.library.close()
 
 
+def test_a_set_on_a_shared_disk_is_copied_to_the_nodes_own(packed, tmp_path):
+    far, near = reader(f"file://{packed.directory}", tmp_path), reader(str(packed.directory), tmp_path)
+    assert np.array_equal(everything(far), everything(near))
+    copied = {path.stat().st_size for path in (tmp_path / "shards").rglob("*") if path.is_file()}
+    assert {shard.bytes for shard in packed.split("train").shards} <= copied
+    far.library.close()
+
+
 def test_a_set_that_is_packed_anew_behind_the_same_url_is_noticed(packed, server, tmp_path):
     reader(f"{server.url}/set", tmp_path)
     other = pack_tiny(tmp_path / "other", train=20)
@@ -120,10 +128,11 @@ def test_a_set_behind_a_url_has_plain_names(packed, server, tmp_path, name):
         Library(f"{server.url}/set", tmp_path, announce=print)
 
 
-def test_a_set_behind_a_url_cannot_name_files_of_this_disk(packed, server, tmp_path):
-    elsewhere(packed, tmp_path / "index", "/etc/passwd")
+@pytest.mark.parametrize("name", ["/etc/passwd", "file:///etc/passwd", "FILE:///etc/passwd"])
+def test_a_set_behind_a_url_cannot_name_files_of_this_disk(packed, server, tmp_path, name):
+    elsewhere(packed, tmp_path / "index", name)
     server.files = {f"/set/{path.name}": path.read_bytes() for path in (tmp_path / "index").iterdir()}
-    with pytest.raises(ShardError, match="its manifest names the file /etc/passwd of whoever made it"):
+    with pytest.raises(ShardError, match=f"its manifest names the file {name} of whoever made it"):
         Library(f"{server.url}/set", tmp_path / "cache", announce=print)
 
 

@@ -18,7 +18,8 @@ CACHE = Path("~/.cache/vaedist")  # fetched shards and decoded images, unless a 
 class Library:
     """A set at `location`, a directory or a URL; index and labels are here at once, shards when they are asked for.
 
-    location: a URL may be http(s), s3, gs, hf, or `pipe:COMMAND` with {name} in the place of a file's name.
+    location: a URL may be http(s), s3, gs, hf, `file:///DIRECTORY` for a shared disk from which shards are to be fetched
+        like from anywhere else, or `pipe:COMMAND` with {name} in the place of a file's name.
     limit: bytes of fetched shards that `cache` may hold. pipe: run the commands that the manifest itself names.
     """
 
@@ -128,7 +129,7 @@ def _refuse_foreign_names(location: str, found: Manifest) -> None:
     """ShardError where a manifest from elsewhere names what lies on a disk, or what a command might misread."""
     for file in (file for split in found.splits.values() for file in (*split.shards, *split.arrays.values())):
         if isinstance(file, Shard) and file.url is not None:
-            if not is_remote(file.url):
+            if not is_remote(file.url) or file.url.lower().startswith("file:"):
                 raise ShardError(f"{location}: its manifest names the file {file.url} of whoever made it; pack it anew")
         elif not PLAIN.fullmatch(file.name):
             raise ShardError(f"{location}: its manifest names a file {file.name!r}; such a name is not fetched")

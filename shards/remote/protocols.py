@@ -1,4 +1,4 @@
-"""Where the bytes of a URL come from: a web server, an object store, or a command of the user's own."""
+"""Where the bytes of a URL come from: a web server, an object store, a shared disk, or a command of the user's own."""
 
 import http.client
 import os
@@ -9,6 +9,7 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -44,7 +45,9 @@ def chunks(url: str) -> Generator[bytes, None, None]:
         return _store(url, scheme)
     if scheme == "pipe":
         return _command(url.removeprefix("pipe:"))
-    raise ShardError(f"{url}: cannot be read; a URL begins with http:, https:, s3:, gs:, hf: or pipe:")
+    if url.startswith("file:///"):
+        return _file(url.removeprefix("file://"))
+    raise ShardError(f"{url}: cannot be read; a URL begins with http:, https:, s3:, gs:, hf:, file:/// or pipe:")
 
 
 def _web(url: str) -> Generator[bytes, None, None]:
@@ -107,6 +110,16 @@ def _store(url: str, scheme: str) -> Generator[bytes, None, None]:
         raise BrokenError(_one_line(error), refused=True) from None
     except Exception as error:  # every store has errors of its own, and of the packages below it
         raise BrokenError(_one_line(error)) from None
+
+
+def _file(path: str) -> Generator[bytes, None, None]:
+    try:
+        with Path(path).open("rb") as stream:
+            while chunk := stream.read(PIECE):
+                yield chunk
+    except OSError as error:  # a network file system may come back
+        refused = isinstance(error, FileNotFoundError | PermissionError)
+        raise BrokenError(error.strerror or _one_line(error), refused=refused) from None
 
 
 def _command(command: str) -> Generator[bytes, None, None]:
