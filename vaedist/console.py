@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -8,12 +9,24 @@ from typing import Any
 
 from tqdm import tqdm
 
+LOGS = "VAEDIST_LOGS"  # a directory in which every rank but the first has a log of its own: see `log_apart`
+
+
+def log_apart() -> None:
+    """Sends what this process prints to a file in the directory of `LOGS`, but for rank 0, whom a person reads."""
+    directory, rank = os.environ.get(LOGS), int(os.environ.get("RANK", "0"))
+    if directory and rank:
+        file = os.open(f"{directory}/rank-{rank:03d}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        os.close(file)
+
 
 class Console:
-    """`show` is false on all processes but one."""
+    """Shows what rank 0, `main`, has to say, and what the others have where each has a log of its own."""
 
-    def __init__(self, show: bool) -> None:
-        self._show = show
+    def __init__(self, main: bool) -> None:
+        self._show = main or LOGS in os.environ
         self._bar: tqdm[Any] | None = None
 
     def say(self, line: str) -> None:

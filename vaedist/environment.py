@@ -1,5 +1,6 @@
 """Where a run takes place: what environment.json records beside the recipe."""
 
+import os
 import platform
 import subprocess
 from importlib.metadata import version
@@ -8,9 +9,17 @@ from typing import Any
 
 PACKAGES = ("torch", "torchvision", "accelerate", "webdataset", "wandb", "numpy")
 
+SLURM = {
+    "job": "SLURM_JOB_ID",
+    "array_job": "SLURM_ARRAY_JOB_ID",
+    "array_task": "SLURM_ARRAY_TASK_ID",
+    "restart": "SLURM_RESTART_COUNT",
+    "nodes": "SLURM_JOB_NODELIST",
+}
+
 
 def environment(*, step: int, world_size: int, device: str, data: str) -> dict[str, Any]:
-    """Commit, versions, processes and the digest of the data set, for a start after `step` steps."""
+    """Commit, versions, processes, the digest of the data set and the SLURM job, for a start after `step` steps."""
     return {
         "step": step,
         "commit": _git("rev-parse", "HEAD"),
@@ -21,6 +30,7 @@ def environment(*, step: int, world_size: int, device: str, data: str) -> dict[s
         "world_size": world_size,
         "device": device,
         "data": data,
+        "slurm": {key: os.environ[name] for key, name in SLURM.items() if name in os.environ},
     }
 
 

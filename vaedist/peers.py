@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from vaedist.checkpoint import WRITING
+from vaedist.console import LOGS
 from vaedist.world import awaited
 
 PULSE = 0.5  # seconds between two looks at whether a process has ended the run
@@ -77,7 +78,7 @@ class Peers:
         self._closed.set()
         with suppress(RuntimeError):
             if self._store is not None:
-                self._store.set("said", "")
+                self._store.set("said", line)
 
     def _answers(self) -> dict[int, str]:
         """What each rank that still answers waits for, nothing if it computes; of its own thread as of the others'."""
@@ -107,6 +108,9 @@ class Peers:
             while not self._closed.wait(PULSE) and not self._store.check(["said"]) and time.monotonic() < until:
                 pass
         if not self._closed.is_set():
+            with suppress(RuntimeError):
+                if LOGS in os.environ and self._store.check(["said"]):  # in this process's own log it is the only line
+                    self._say(self._store.get("said").decode())
             WRITING.acquire(timeout=PATIENCE)
             os._exit(1)
 

@@ -1,16 +1,24 @@
-"""A run is asked to stop by a signal: before its first step it ends at once, after that between two steps, saved."""
+"""A run is asked to stop by a signal: before its first step it ends at once, after that between two steps, saved.
+
+A file in its directory may ask the same, or for a checkpoint.
+"""
 
 import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 REQUEUE = "REQUEUE"  # the file in the run directory that asks for the same command: launchers make every status a 1
+FILES = {1: "SAVE", 255: "STOP"}  # that a person may put there; in a vote beside signals the largest number counts
+SAVE, STOP = FILES
+LOOK = 1.0  # seconds between two looks for them
 PR_SET_PDEATHSIG = 1
 
 
@@ -19,10 +27,11 @@ class StoppedError(BaseException):
 
     def __init__(self, number: int, step: int | None = None) -> None:
         self.step = step  # after which all was saved; none was made
-        self.requeue = number != signal.SIGINT  # a person at a terminal knows when to go on
-        self.status = os.EX_TEMPFAIL if self.requeue else 128 + number
+        self.requeue = number not in (signal.SIGINT, STOP)  # a person knows when to go on
+        self.status = 128 + number if number == signal.SIGINT else os.EX_TEMPFAIL
         when = "before the first step" if step is None else f"at step {step}"
-        super().__init__(f"stopped {when} by {signal.Signals(number).name}; the same command resumes")
+        by = f"the file {FILES[number]}" if number in FILES else signal.Signals(number).name
+        super().__init__(f"stopped {when} by {by}; the same command resumes")
 
 
 class Stop:
@@ -63,6 +72,35 @@ class Stop:
         if self._raises:
             self._raises = False
             raise StoppedError(number)
+
+
+class Requests:
+    """The files in a run directory with which a person asks for something; without a directory there are none."""
+
+    def __init__(self, run: Path | None) -> None:
+        self._run, self._next, self._told = run, 0.0, False
+
+    def __call__(self) -> int:
+        """STOP, or once SAVE, or 0; the disk is asked once a second."""
+        if self._run is None or time.monotonic() < self._next:
+            return 0
+        self._next = time.monotonic() + LOOK
+        if (self._run / FILES[STOP]).exists():
+            return STOP
+        told, self._told = self._told, (self._run / FILES[SAVE]).exists()
+        return SAVE if self._told and not told else 0
+
+    def granted(self, number: int) -> None:
+        """The file has had its effect: it is removed, which tells the person so."""
+        if self._run is not None:
+            (self._run / FILES[number]).unlink(missing_ok=True)
+
+
+def ask_again(run: Path) -> None:
+    """Leaves REQUEUE in the directory of a run, if there is one."""
+    with suppress(OSError):  # what ends the run matters more
+        if run.exists():
+            (run / REQUEUE).touch()
 
 
 def follow_launcher() -> None:

@@ -221,6 +221,19 @@ def _mode(track: Config) -> str:
     return modes[asked]
 
 
+def foreseen(track: Config) -> str:
+    """Where the rows of a run will go beside metrics.jsonl, as far as can be known before it."""
+    mode = _mode(track)
+    if mode in ("offline", "off"):
+        return mode
+    import wandb  # takes seconds
+
+    wandb.setup(wandb.Settings(silent=True))
+    known = wandb.login(prompt=False, verify=False)
+    _end_process()
+    return "online" if known else "offline, no credentials; `wandb login` stores them"
+
+
 def _start(mode: Attempt, track: Config, run: Path, config: dict[str, Any]) -> Any:
     import wandb  # takes seconds
 

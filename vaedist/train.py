@@ -3,8 +3,9 @@
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run as a file: its own directory comes first on the path, where the package's parent belongs
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -13,14 +14,17 @@ if TYPE_CHECKING:
     from vaedist.backend import Backend
     from vaedist.recipe import Recipe
     from vaedist.stop import Stop
+
+    Work = Callable[[Recipe, Backend, Stop], Any]
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's C++ warnings speak to its developers
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # and so does its profiler
 
 
-def main(words: list[str]) -> int:
-    """The exit status: 0 when the run is complete, 1 after one line on stderr that says what is wrong.
+def main(words: list[str], work: "Work | None" = None) -> int:
+    """Trains, or does other `work` on a run, on every process that the launcher has started.
 
-    75 (EX_TEMPFAIL) when SIGTERM, SIGUSR1 or SIGUSR2 asked the run to stop, 130 after Ctrl-C.
+    The exit status: 0 when the run is complete, 1 after one line on stderr that says what is wrong, 75 (EX_TEMPFAIL)
+    when SIGTERM, SIGUSR1, SIGUSR2 or the file STOP asked the run to stop, 130 after Ctrl-C.
     """
     from vaedist.backend import Backend
     from vaedist.config import ConfigError, dump
@@ -51,19 +55,19 @@ def main(words: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     with Stop() as stop:
-        return run(recipe, backend, stop)
+        return run(recipe, backend, stop, work)
 
 
-def run(recipe: "Recipe", backend: "Backend", stop: "Stop") -> int:
-    """Trains, and if that ends early has one of the processes say why. Returns the exit status."""
+def run(recipe: "Recipe", backend: "Backend", stop: "Stop", work: "Work | None") -> int:
+    """Works, and if that ends early has one of the processes say why. Returns the exit status."""
     from vaedist.peers import is_lost
-    from vaedist.stop import StoppedError
+    from vaedist.stop import StoppedError, ask_again
     from vaedist.trainer import USER_ERRORS, train
 
     peers = backend.peers()
     try:
         with stop.at_once():
-            train(recipe, backend, stop)
+            (work or train)(recipe, backend, stop)
         peers.close()
         backend.close()
         return 0
@@ -76,18 +80,26 @@ def run(recipe: "Recipe", backend: "Backend", stop: "Stop") -> int:
     except RuntimeError as error:
         if not is_lost(error):
             raise
+        ask_again(recipe.run)  # another node may do; whoever starts it again looks whether the last start got on
         peers.end_lost(error)
     return 1
 
 
-if __name__ == "__main__":
+def start(words: list[str], work: "Work | None" = None) -> None:
+    """`main` as a program."""
+    from vaedist.console import log_apart
     from vaedist.stop import follow_launcher
 
     follow_launcher()
-    status = main(sys.argv[1:])
+    log_apart()
+    status = main(words, work)
     if status:
         # The backend is not closed, since closing would wait for ranks that wait for this one. But its threads must not
         # meet the interpreter's end: one that then lets go of a tensor aborts the process.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+if __name__ == "__main__":
+    start(sys.argv[1:])

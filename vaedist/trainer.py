@@ -27,7 +27,7 @@ from vaedist.meters import Meters, Speed
 from vaedist.noise import Noise, fork
 from vaedist.objectives import Micro, Objective
 from vaedist.recipe import Recipe, refuse_other_run
-from vaedist.stop import REQUEUE, Stop, StoppedError
+from vaedist.stop import REQUEUE, SAVE, STOP, Requests, Stop, StoppedError, ask_again
 from vaedist.tracker import Tracker, open_tracker, refuse_second
 from vaedist.watch import TorchError, Watch
 from vaedist.world import World
@@ -43,7 +43,7 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
     Returns the trained objective. Raises one of USER_ERRORS; what is wrong on any rank before the first step ends all.
     Raises StoppedError, on every rank and after a checkpoint, when any rank was asked to stop.
     """
-    world, console = backend.world, Console(show=backend.main)
+    world, console = backend.world, Console(main=backend.main)
     batch, accumulate, steps = recipe.train.batch, recipe.train.accumulate, recipe.train.steps
     local = recipe.train.local(world.size)
     console.say(
@@ -51,6 +51,7 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
         f"{f' in {accumulate} micro-batches' if accumulate > 1 else ''}, {local} images at a time on each"
     )
     checkpoints = Checkpoints(recipe.run / "checkpoints", recipe.checkpoint.keep, recipe.checkpoint.keep_every)
+    on_all_ranks(world, lambda: refuse_second(recipe.run) if backend.main else None)
     data, objective, snapshot = on_all_ranks(world, lambda: open_run(recipe, backend, checkpoints, console))
     if recipe.train.compile:
         console.say("compiling the objective: the first step takes about a minute")
@@ -84,6 +85,7 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
     watch = Watch(recipe.debug, recipe.run, accumulate, progress, world, backend.device, console.say)
     console.start(steps, progress.step)
     vote, asked = backend.vote(recipe.train.timeout), 0
+    requests = Requests(recipe.run if backend.main else None)
     stop.patiently()
     batches = stream.batches(start=progress.seen)
     with closing(batches), closing(console), tracker, writer, watch, named(progress):
@@ -106,7 +108,7 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
             progress.seen += batch
             console.step()
 
-            step, asked = progress.step, vote(stop.asked)
+            step, asked = progress.step, vote(max(stop.asked, requests()))
             save = last or asked or step % recipe.checkpoint.every == 0
             if save or step % recipe.debug.replicas == 0:
                 compare_replicas(step, objective, world)
@@ -141,13 +143,20 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
                         data=data.digest, recipe=as_dict(recipe), weights=on_cpu(weights), moments=on_cpu(moments),
                     ))  # fmt: skip
                 speed.restart(progress.seen)
+            if asked == SAVE:
+                on_all_ranks(world, writer.wait)
+                requests.granted(SAVE)
+                console.say(f"{recipe.run}: saved at step {step}, as the file SAVE asked")
             watch.step()
-            if last or asked:
+            if last or asked > SAVE:
                 break
         on_all_ranks(world, writer.close)
-        stopped = StoppedError(asked, step) if asked and not last else None
+        stopped = StoppedError(asked, step) if asked > SAVE and not last else None
         if stopped and stopped.requeue and backend.main:
-            (recipe.run / REQUEUE).touch()  # now: a launcher may not wait for the end of W&B
+            ask_again(recipe.run)  # now: a launcher may not wait for the end of W&B
+        requests.granted(SAVE)
+        if last or asked == STOP:  # a STOP that came too late for this vote is one for the job that goes on
+            requests.granted(STOP)
     vote.close()
     if stopped:
         console.say(f"{recipe.run}: {stopped}")
@@ -177,8 +186,6 @@ def open_run(
     images = library.manifest.split("train").count * (2 if recipe.data.flip else 1)  # a mirrored image is another one
     objective = recipe.objective.build(recipe.model.build(shape, world), world, images)
     objective.require_batch(recipe.train.batch)
-    if backend.main:
-        refuse_second(recipe.run)
     snapshot = checkpoints.newest(console.say)
     if snapshot is not None:
         refuse_other_run(snapshot, recipe, library.manifest.digest)

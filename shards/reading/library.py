@@ -18,7 +18,7 @@ CACHE = Path("~/.cache/vaedist")  # fetched shards and decoded images, unless a 
 class Library:
     """A set at `location`, a directory or a URL; index and labels are here at once, shards when they are asked for.
 
-    location: a URL may be http(s), s3, gs, hf, `file:///DIRECTORY` for a shared disk from which shards are to be fetched
+    location: a URL may be http(s), s3, gs, hf, `file:///DIRECTORY` for a shared disk from which shards are fetched
         like from anywhere else, or `pipe:COMMAND` with {name} in the place of a file's name.
     limit: bytes of fetched shards that `cache` may hold. pipe: run the commands that the manifest itself names.
     """

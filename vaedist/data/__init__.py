@@ -25,7 +25,7 @@ class Config:
     `auto` is `device` on a GPU with ample memory, else `host` where the disk of `cache` has room, else `tar`.
     """
 
-    shards: str = "data/celeba"  # a directory that `python -m shards` has made, or its http, s3, gs, hf, file or pipe URL
+    shards: str = "data/celeba"  # a directory that `python -m shards` has made, or its URL, see docs/data.md
     size: int = bounded(64, at_least=1)  # pixels a side, after cropping
     crop: int | None = bounded(148, at_least=1)  # pixels a side of the centre square
     flip: bool = False  # mirror half of the training images, anew in every epoch

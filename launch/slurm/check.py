@@ -1,0 +1,112 @@
+"""What can be known to be wrong with a job before its processes start, said in seconds and before GPUs wait for it."""
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from launch.slurm.sweep import combinations, group
+from shards.manifest import NAME
+from shards.reading.library import Library
+from shards.remote.fetch import is_remote
+from vaedist.config import ConfigError
+from vaedist.recipe import Recipe, load
+from vaedist.tracker import foreseen, refuse_second
+from vaedist.world import World
+
+Announce = Callable[[str], None]
+PORTS = range(20_000, 32_000)  # below those that a system gives to whoever asks for any
+MOMENTS = 3  # numbers of a checkpoint for each weight: itself and Adam's two
+SPARE = 2**28  # bytes for metrics, pictures and W&B
+
+
+def runs_of(words: Sequence[str], sweep: Sequence[str]) -> list[list[str]]:
+    """The words of each run that a job or a job array is to do."""
+    runs = combinations(sweep)
+    grouped = any(word.startswith("track.group=") for word in words)
+    together = [] if grouped or not sweep else [f"track.group={group(words, sweep)}"]
+    return [[*words, *chosen, *together] for chosen in runs]
+
+
+def recipe_of(words: Sequence[str]) -> Recipe:
+    """Raises ConfigError, also for what no job can do."""
+    recipe, dry_run = load(words)
+    if dry_run:
+        raise ConfigError("command line: dry_run=true prints a recipe: give it to vaedist/train.py, or --dry-run here")
+    return recipe
+
+
+def check(recipe: Recipe, processes: int, announce: Announce) -> None:
+    """Raises one of the trainer's USER_ERRORS if this run cannot start on so many processes."""
+    recipe.train.local(processes)
+    refuse_second(recipe.run)
+    if recipe.data.draw and not (Path(recipe.data.shards) / NAME).exists():
+        announce(f"{recipe.data.shards}: {recipe.data.draw:,} faces will be drawn by the job")
+    else:
+        _check_data(recipe, announce)
+    announce(f"W&B: {foreseen(recipe.track)}")
+
+
+def _check_data(recipe: Recipe, announce: Announce) -> None:
+    library = recipe.data.find(announce)
+    for split, found in library.manifest.splits.items():
+        if not library.is_fetched(split):
+            for number in range(len(found.shards)):
+                library.path(split, number)  # that it is there, and as long as it must be
+    announce(f"{library.location}: {library.manifest.split('train').count:,} images to train on")
+    _check_room(recipe, library, announce)
+
+
+def _check_room(recipe: Recipe, library: Library, announce: Announce) -> None:
+    """Raises ConfigError where the checkpoints of a run have no room beside one another."""
+    shape = (library.manifest.channels, recipe.data.size, recipe.data.size)
+    objective = recipe.objective.build(
+        recipe.model.build(shape, World()), World(), library.manifest.split("train").count
+    )
+    weights = sum(weight.numel() for weight in objective.parameters())
+    copies = recipe.checkpoint.keep + 1  # a new one is whole before an old one goes
+    need = copies * 4 * weights * (MOMENTS + (recipe.train.ema is not None)) + SPARE
+    above = next(path for path in (recipe.run.absolute(), *recipe.run.absolute().parents) if path.exists())
+    free = shutil.disk_usage(above).free
+    room = f"{need / 1e9:,.1f} GB for {copies} checkpoints of {weights:,} weights, {free / 1e9:,.1f} GB free"
+    if need > free:
+        raise ConfigError(f"{recipe.run}: the disk has no room: {room}; make room, or say run=ELSEWHERE")
+    announce(f"{recipe.run}: {room}")
+
+
+def staged(words: Sequence[str], recipe: Recipe, stage: str) -> list[str]:
+    """The words with which each node copies the shards to its directory `stage`, and decodes them there."""
+    shards = recipe.data.shards
+    if not is_remote(shards):
+        shards = f"file://{Path(shards).absolute()}"
+    kept = [word for word in words if not word.startswith(("data.shards=", "data.cache="))]
+    return [*kept, f"data.shards={shards}", f"data.cache={stage}"]
+
+
+def settled(words: Sequence[str], recipe: Recipe) -> list[str]:
+    """The words with the run directory among them: those that are added later are to change nothing about it."""
+    return [*(word for word in words if not word.startswith("run=")), f"run={recipe.run}"]
+
+
+def free_port(job: int) -> int:
+    """A port of this host that nobody listens on, another one for each job that starts here."""
+    for number in range(len(PORTS)):
+        port = PORTS[(job + number) % len(PORTS)]
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise ConfigError(f"{socket.gethostname()}: no port from {PORTS.start} to {PORTS.stop - 1} is free")
+
+
+def chosen(runs: list[list[str]]) -> list[str]:
+    """The words of the run that this task of a job array is to do. Raises ConfigError."""
+    number = os.environ.get("SLURM_ARRAY_TASK_ID")
+    if number is None and len(runs) == 1:
+        return runs[0]
+    if number is None or int(number) >= len(runs):
+        raise ConfigError(f"command line: --sweep makes {len(runs)} runs: say sbatch --array=0-{len(runs) - 1}")
+    return runs[int(number)]
