@@ -9,11 +9,11 @@ from pathlib import Path
 
 from launch.slurm import jobs
 from launch.slurm.jobs import Job
+from launch.slurm.sweep import group
 from shards.manifest import ShardError
 from vaedist.words import ConfigError
 
 SCRIPTS = Path(__file__).resolve().parent
-ROOT = SCRIPTS.parents[1]
 FOLLOWING = {
     "status": "the state of runs and of their newest jobs",
     "logs": "the end of a run's newest log",
@@ -92,6 +92,8 @@ def _submit(arguments: Sequence[str]) -> None:
     words = [word for word in others if not word.startswith("-")]
     if not words:
         parser.error("say what to train: recipe=NAME")
+    if not os.access("run", os.X_OK) and "VAEDIST" not in os.environ:
+        raise ConfigError(f"{Path.cwd()}: the job would find no ./run here: cd {SCRIPTS.parents[1]}")
 
     from launch.slurm import check  # with torch
 
@@ -107,7 +109,7 @@ def _submit(arguments: Sequence[str]) -> None:
     place = runs[0].parent if array else runs[0]
     pattern = place.absolute() / ("slurm-%A_%a.log" if array else "slurm-%j.log")
     options = [*own, f"--nodes={asked.nodes}", f"--output={pattern}"]
-    options += [f"--job-name={check.group(words, asked.sweep) if array else runs[0].name}"]
+    options += [f"--job-name={group(words, asked.sweep) if array else runs[0].name}"]
     options += [f"--gpus-per-node={asked.gpus}"] if asked.gpus else []
     options += [f"--time={asked.time}"] if asked.time else []
     options += [f"--array=0-{len(runs) - 1}{f'%{asked.at_once}' if asked.at_once else ''}"] if array else []
@@ -117,9 +119,9 @@ def _submit(arguments: Sequence[str]) -> None:
         _say(jobs.when(options, script, given))
         return
     place.mkdir(parents=True, exist_ok=True)
-    number = jobs.submit(options, script, given)
+    submitted = jobs.submit(options, script, given)
     for task, run in enumerate(runs):
-        name = f"{number}_{task}" if array else number
+        name = f"{submitted}_{task}" if array else submitted
         log = Path(str(pattern).replace("%A_%a", name).replace("%j", name))
         Job(name, log).write(run)
         _say(f"{run}: job {name}, log {log}")

@@ -7,7 +7,6 @@ from importlib import import_module
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from vaedist.backend import Backend
 from vaedist.config import available, bounded
@@ -63,6 +62,8 @@ class Subject:
 
     def grid(self, decoded: Tensor, columns: int) -> Picture:
         """Images in the model's pixel range, [n, C, H, W], as one picture."""
+        from torchvision.utils import make_grid  # with torch's compiler, which takes seconds: a launcher's checks need none
+
         low, high = self.objective.vae.pixel_range
         unit = ((decoded.float() - low) / (high - low)).clamp(0, 1)
         grid = make_grid(unit, nrow=columns, padding=2, pad_value=1.0)
