@@ -36,8 +36,8 @@ def test_pack_verify_and_inspect_succeed_on_a_sound_source(source, tmp_path, sha
     status, out, err = shards("pack", "celeba", source, dst, "--workers", 1)
     digest = manifest.read(dst).digest
     assert (status, err) == (0, [])
-    assert out[-1].startswith("packed 12 images (train 8, valid 2, test 2)")
-    assert out[-1].endswith(f"manifest {digest}")
+    assert out[-2].startswith("packed 12 images, ")
+    assert out[-1] == f"{dst}: complete, train 8, valid 2, test 2; manifest {digest}"
     assert shards("verify", dst) == (0, [f"{dst}: 12 images are sound, manifest {digest}"], [])
     assert shards("verify", dst, "--deep") == (0, [f"{dst}: 12 images are sound and decode, manifest {digest}"], [])
     assert shards("pack", "celeba", source, dst) == (

@@ -6,7 +6,7 @@ from typing import Any
 
 from shards.manifest import ShardError
 from shards.packing import pack
-from shards.packing.plan import Options, plan
+from shards.packing.plan import WHOLE, Options, Part, plan
 from shards.remote.fetch import is_remote
 from shards.sources import Source, celeba, faces, folder, ground_truth
 
@@ -57,6 +57,14 @@ def positive(text: str) -> int:
     return number
 
 
+def part(text: str) -> Part:
+    """Which part of how many."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text} is no part; of two there are 0/2 and 1/2")
+    return Part(int(index), int(count))
+
+
 def directory(text: str) -> Path:
     """A directory on this machine; a URL would be taken for one of that name."""
     if is_remote(text):
@@ -81,6 +89,8 @@ def _add_options(parser: argparse.ArgumentParser, read: Any, defaults: Options =
     parser.add_argument("--size", type=int, metavar="S", help="pixels a side")
     parser.add_argument("--crop", type=int, metavar="C", help="of the centre square that is scaled to them (largest)")
     parser.add_argument("--workers", type=positive, metavar="N", help="processes (one a core)")
+    which = "pack one of N parts, 0/N to N-1/N, in any order and on any hosts; the last one finishes the set"
+    parser.add_argument("--part", type=part, default=WHOLE, metavar="I/N", help=which)
 
 
 def _pack(arguments: argparse.Namespace) -> int:
@@ -92,10 +102,12 @@ def _pack(arguments: argparse.Namespace) -> int:
     name, source = arguments.read(arguments)
     planned = plan(name, source, options)
     if not arguments.dry_run:
-        pack.pack(planned, arguments.dst, workers=arguments.workers)
+        pack.pack_part(planned, arguments.dst, arguments.part, workers=arguments.workers)
         return 0
     for line in planned.table():
         print(line)
+    if arguments.part != WHOLE:
+        print(f"part {arguments.part}: {len(planned.shards[arguments.part.slice])} of these shards")
     return 0
 
 

@@ -1,8 +1,12 @@
 """Packing a source into WebDataset tars, arrays and a manifest.
 
 Everything written is a function of the source and the options alone: packing twice, with another number of workers, or
-in several attempts gives the same bytes. Shards are planned first and written in parallel, each under a temporary name
-until it is whole, then recorded; the manifest comes last.
+in several attempts or parts gives the same bytes. Shards are planned first and written in parallel, each under a
+temporary name until it is whole, then recorded; the manifest comes last.
+
+Parts may be packed by any hosts that share the directory. They neither talk nor lock, since not every network file
+system has locks: each writes shards that are its own, and whoever then finds a record of every shard has come last and
+writes the manifest. Where two find that at once, both write the same.
 """
 
 import time
@@ -14,8 +18,8 @@ from shards import image, manifest, parallel
 from shards.files import replacing
 from shards.manifest import ARRAYS, File, Manifest, ShardError, Split
 from shards.packing import destination
-from shards.packing.plan import MEGABYTE, Options, Plan, plan, tar_name
-from shards.packing.writer import Job, Record, write_shard
+from shards.packing.plan import MEGABYTE, WHOLE, Options, Part, Plan, plan, tar_name
+from shards.packing.writer import Job, Record, read_record, record_path, write_shard
 from shards.sources import celeba, faces
 
 DEFAULT = Options()
@@ -56,24 +60,81 @@ def pack(planned: Plan, dst: Path, *, workers: int | None = None, quiet: bool = 
     workers: processes, by default one a core. ShardError on any fault of the source, and where `dst` holds something
     else or was begun with other options.
     """
-    source = planned.source
+    found = pack_part(planned, dst, WHOLE, workers=workers, quiet=quiet)
+    assert found is not None  # the only part comes last
+    return found
+
+
+def pack_part(
+    planned: Plan, dst: Path, part: Part, *, workers: int | None = None, quiet: bool = False
+) -> Manifest | None:
+    """Write one part of the set while others may write theirs, in any order; None until all are there. Else as `pack`.
+
+    ShardError also where the other parts are there, but were not packed from what this one sees.
+    """
     if workers is not None and workers < 1:
         raise ShardError(f"{dst}: {workers} workers cannot pack; at least one must")
     if (dst / manifest.NAME).exists():
-        return destination.keep(manifest.read(dst), planned, quiet)
-    start = time.monotonic()
+        return destination.keep(manifest.read(dst), planned, quiet, deep=part.index == 0)
     jobs = [_job(planned, dst, *shard) for shard in planned.shards]
-    with destination.unfinished(dst, planned):
-        if not quiet:
-            what = f"{len(source.numbers):,} images of {source.place}"
-            print(f"packing {what} into {len(jobs)} shards in {dst}", flush=True)
-        counts = [len(job.numbers) for job in jobs]
-        results = parallel.each(write_shard, jobs, _worthwhile(planned) if workers is None else workers)
-        records = list(parallel.shown(results, counts, "packed", quiet))
-        result = manifest.write(_describe(planned, dst, records))
+    lacking = []
+    try:
+        destination.begin(dst, planned, jobs[part.slice])
+        records = _write(planned, dst, part, jobs[part.slice], workers, quiet)
+        lacking = _publish(planned, dst, part, jobs, records)
+    except FileNotFoundError as error:
+        destination.explain(error, dst)
+    if not (dst / manifest.NAME).exists():
+        _wait(dst, part, lacking, quiet)
+        return None
+    result = manifest.read(dst)
+    destination.finish(result)
     if not quiet:
-        _summarise(result, time.monotonic() - start)
+        counts = ", ".join(f"{name} {split.count:,}" for name, split in result.splits.items())
+        print(f"{dst}: complete, {counts}; manifest {result.digest}")
     return result
+
+
+def _write(planned: Plan, dst: Path, part: Part, own: list[Job], workers: int | None, quiet: bool) -> list[Record]:
+    """The shards of one part, and what is said about them."""
+    start, counts = time.monotonic(), [len(job.numbers) for job in own]
+    if not quiet:
+        share = "" if part == WHOLE else f"part {part}, {sum(counts):,} of "
+        what = f"{len(planned.source.numbers):,} images of {planned.source.place}"
+        shards = f"{len(own)} shards" if part == WHOLE else f"{len(own)} of {len(planned.shards)} shards"
+        print(f"packing {share}{what} into {shards} in {dst}", flush=True)
+    results = parallel.each(write_shard, own, _worthwhile(planned) if workers is None else workers)
+    records = list(parallel.shown(results, counts, "packed", quiet))
+    if not quiet:
+        seconds, megabytes = time.monotonic() - start, sum(record.shard.bytes for record in records) / MEGABYTE
+        speed = f"{sum(counts) / seconds:,.0f} images/s, {megabytes / seconds:,.1f} MB/s"
+        print(f"packed {sum(counts):,} images, {megabytes:,.1f} MB in {len(own)} shards: {speed}", flush=True)
+    return records
+
+
+def _publish(planned: Plan, dst: Path, part: Part, jobs: list[Job], own: list[Record]) -> list[Job]:
+    """Writes the rest of the set if all shards are there; returns those that are not."""
+    destination.require_same(dst, planned)  # parts that begin at once do not see each other's mark
+    records: list[Record | None] = [None] * len(jobs)
+    records[part.slice] = own
+    # of the other parts' tars the size is enough: whoever wrote or found them has just looked at every byte
+    records = [record or read_record(job, deep=False) for job, record in zip(jobs, records, strict=True)]
+    found = [record for record in records if record is not None]
+    if len(found) == len(jobs):
+        manifest.write(_describe(planned, dst, found))
+    return [job for job, record in zip(jobs, records, strict=True) if record is None]
+
+
+def _wait(dst: Path, part: Part, lacking: list[Job], quiet: bool) -> None:
+    """Says what other parts have yet to write; ShardError if they have, but something else."""
+    # in this order: where there is no record yet, the other part writes it before it looks for this one's
+    wrong = [job for job in lacking if record_path(job.path).exists() and read_record(job, deep=False) is None]
+    if len(wrong) == len(lacking):
+        why = f"not packed from the images and labels that part {part} sees, or damaged since"
+        cure = "show all parts the same, with the same times of change, and pack again"
+        raise ShardError(f"{lacking[0].path}: {why}, and so are {len(lacking) - 1} others; {cure}")
+    if not quiet:
+        print(f"{dst}: {len(lacking)} shards are not there yet; whichever part comes last finishes the set")
 
 
 def _worthwhile(planned: Plan) -> int:
@@ -141,12 +202,3 @@ def _save(path: Path, array: np.ndarray) -> File:
     with replacing(path) as stream:
         stream.write(image.to_npy(array))  # np.save(stream) would hide why a full disk refuses
     return manifest.describe(path)
-
-
-def _summarise(result: Manifest, seconds: float) -> None:
-    shards = [shard for split in result.splits.values() for shard in split.shards]
-    images, megabytes = sum(shard.count for shard in shards), sum(shard.bytes for shard in shards) / MEGABYTE
-    counts = ", ".join(f"{name} {split.count:,}" for name, split in result.splits.items())
-    speed = f"{images / seconds:,.0f} images/s, {megabytes / seconds:,.1f} MB/s"
-    size = f"{megabytes:,.1f} MB in {len(shards)} shards"
-    print(f"packed {images:,} images ({counts}), {size}: {speed}; manifest {result.digest}")

@@ -41,6 +41,24 @@ class Options:
         return max(1, round(self.shard_mb * MEGABYTE))
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one of several packs of the same set writes: every `count`-th shard, from `index` on."""
+
+    index: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    @property
+    def slice(self) -> slice:
+        return slice(self.index, None, self.count)
+
+
+WHOLE = Part(0, 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The shards of a set, in order."""
