@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "torchvision", "accelerate", "webdataset", "wandb", "numpy")
+BUILT_FROM = Path(__file__).resolve().parents[1] / "COMMIT"  # in an image, which has no checkout
 
 
 def environment(*, step: int, world_size: int, device: str, data: str) -> dict[str, Any]:
     """Commit, versions, processes and the digest of the data set, for a start after `step` steps."""
+    changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "step": step,
-        "commit": _git("rev-parse", "HEAD"),
-        "modified": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "commit": _git("rev-parse", "HEAD") or (BUILT_FROM.read_text().strip() if BUILT_FROM.exists() else None),
+        "modified": None if changes is None else bool(changes),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "host": platform.node(),
