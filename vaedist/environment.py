@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "torchvision", "accelerate", "webdataset", "wandb", "numpy")
+BUILT_FROM = Path(__file__).resolve().parents[1] / "COMMIT"  # in an image, which has no checkout
 
 SLURM = {
     "job": "SLURM_JOB_ID",
@@ -20,10 +21,11 @@ SLURM = {
 
 def environment(*, step: int, world_size: int, device: str, data: str) -> dict[str, Any]:
     """Commit, versions, processes, the digest of the data set and the SLURM job, for a start after `step` steps."""
+    changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "step": step,
-        "commit": _git("rev-parse", "HEAD"),
-        "modified": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "commit": _git("rev-parse", "HEAD") or (BUILT_FROM.read_text().strip() if BUILT_FROM.exists() else None),
+        "modified": None if changes is None else bool(changes),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "host": platform.node(),

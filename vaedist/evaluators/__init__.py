@@ -62,7 +62,7 @@ class Subject:
 
     def grid(self, decoded: Tensor, columns: int) -> Picture:
         """Images in the model's pixel range, [n, C, H, W], as one picture."""
-        from torchvision.utils import make_grid  # with torch's compiler, which takes seconds: a launcher's checks need none
+        from torchvision.utils import make_grid  # takes seconds, which a launcher's checks need not wait for
 
         low, high = self.objective.vae.pixel_range
         unit = ((decoded.float() - low) / (high - low)).clamp(0, 1)
