@@ -50,7 +50,8 @@ def test_a_rank_that_hangs_is_named_with_the_collective_and_the_step_and_ends_th
     end = found[how]
     assert end["statuses"][0] == 1
     (line,) = end["said"]
-    assert re.match(r"vaedist: rank 1 of 2 did not answer in time during an? \w.* after step \d+; the same", line), line
+    expected = r"vaedist: rank 1 of 2 did not answer in time during an? \w.* after step \d+; the same"
+    assert re.match(expected, line), line
     assert "Traceback" not in end["output"]
 
 

@@ -181,6 +181,16 @@ def test_a_wrong_word_is_answered_with_one_line(words, line, capsys, tmp_path, m
     assert line in printed.err
 
 
+def test_what_is_wrong_on_another_machine_is_said_there(capsys, monkeypatch):
+    """By its first process: rank 0 is elsewhere, and may find nothing wrong."""
+    monkeypatch.setattr("vaedist.train.PATIENCE", 0.0)
+    monkeypatch.setenv("RANK", "9")
+    for local, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("LOCAL_RANK", local)
+        assert main(["recipe=missing"]) == 1
+        assert len(complaints(capsys.readouterr().err)) == lines
+
+
 def test_a_model_that_does_not_fit_the_images_is_refused_before_any_is_decoded(data, tmp_path, capsys):
     assert main(short(data, tmp_path / "run", "data.size=32", f"data.cache={tmp_path}/cache")) == 1
     assert not (tmp_path / "cache").exists()

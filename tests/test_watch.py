@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import torch
 from launching import complaints, launch
 from test_world_size import loss_distance
 
+from vaedist.backend import Backend
 from vaedist.config import ConfigError
 from vaedist.objectives import Objective
 from vaedist.recipe import load
+from vaedist.train import main
 from vaedist.watch import SETTLE, TorchError
 
 # Two processes
@@ -109,6 +112,43 @@ def test_a_full_device_is_one_line_with_what_to_change(data, tmp_path, monkeypat
     assert str(caught.value) == (
         "step 1: CUDA out of memory. Tried to allocate 9 GiB; train.accumulate=4, now 2, makes the same run of half as "
         "many images at a time, and evaluations take less with a smaller evaluate.batch"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("CUDA error: out of memory\nSearch for"), "CUDA error: out of memory"),
+        (
+            RuntimeError(
+                "[enforce fail] err == 0. DefaultCPUAllocator: can't allocate memory: you tried. Error code 12"
+            ),
+            "DefaultCPUAllocator: can't allocate memory: you tried",
+        ),
+        (MemoryError("Unable to allocate 7.11 PiB for an array"), "Unable to allocate 7.11 PiB for an array"),
+        (MemoryError(), "out of memory"),
+    ],
+)
+def test_whatever_says_that_memory_is_full_is_one_line(error, said, data, tmp_path, monkeypatch):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr(Objective, "recon", full)
+    with pytest.raises(TorchError, match=f"^step 1: {said}; train.accumulate=2, now 1"):
+        cases.run("vae", data, tmp_path)
+    monkeypatch.setattr(Backend, "prepare", full)
+    with pytest.raises(TorchError, match=f"^before the first step: {said}; make room on this device"):
+        cases.run("vae", data, tmp_path)
+
+
+def test_a_model_that_no_memory_holds_is_one_line(data, tmp_path, capsys):
+    """Truly allocated: more than a process can address."""
+    assert main(cases.words("conv64", data, tmp_path, model_hidden=10**12)) == 1
+    (said,) = complaints(capsys.readouterr().err)
+    assert re.match(
+        r"vaedist: before the first step: DefaultCPUAllocator: can't allocate memory: you tried to allocate \d{16} "
+        "bytes; make room on this device, or train a smaller model",
+        said,
     )
 
 

@@ -41,10 +41,10 @@ def main(words: list[str], work: "Work | None" = None) -> int:
             return 0
         backend = Backend(recipe.train)
     except (ConfigError, OSError) as error:
-        if first:  # it is the same on all ranks
-            print(f"vaedist: {error}", file=sys.stderr, flush=True)
-        else:
+        if not first:
             time.sleep(PATIENCE)  # until the launcher ends us: it would end rank 0 before that one has said its line
+        if first or os.environ.get("LOCAL_RANK") == "0":  # all of a machine have the same error, others may have none
+            print(f"vaedist: {error}", file=sys.stderr, flush=True)
         return 1
     except RuntimeError as error:
         if not is_lost(error):

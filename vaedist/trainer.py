@@ -29,7 +29,7 @@ from vaedist.objectives import Micro, Objective
 from vaedist.recipe import Recipe, refuse_other_run
 from vaedist.stop import REQUEUE, SAVE, STOP, Requests, Stop, StoppedError, ask_again
 from vaedist.tracker import Tracker, open_tracker, refuse_second
-from vaedist.watch import TorchError, Watch
+from vaedist.watch import TorchError, Watch, fitting
 from vaedist.world import World
 
 # Their message is a line for the user.
@@ -57,7 +57,8 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
         console.say("compiling the objective: the first step takes about a minute")
     if recipe.train.tf32 and not backend.has_tf32:
         console.say(f"train.tf32=true has no effect on {backend.describe()}")
-    model = backend.prepare(objective, recipe.optimizer.build(objective.param_groups()), snapshot)
+    with fitting():
+        model = backend.prepare(objective, recipe.optimizer.build(objective.param_groups()), snapshot)
     progress, meters = Progress(), Meters(world)
     if snapshot is not None:
         progress, meters.rows = snapshot.progress, snapshot.meters
@@ -176,6 +177,7 @@ def named(progress: Progress) -> Iterator[None]:
         raise
 
 
+@fitting()
 def open_run(
     recipe: Recipe, backend: Backend, checkpoints: Checkpoints, console: Console
 ) -> tuple[Dataset, Objective, Snapshot | None]:

@@ -22,6 +22,7 @@ from vaedist.world import World
 
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent
+FULL = re.compile(r"(CUDA|HIP)[^\n]*? out of memory(\. Tried to allocate [\d.]+ \w+)?|DefaultCPUAllocator: [^.\n]+")
 SETTLE = 5  # steps before the profiled ones, which allocate, compile and tune; it looks on in the last two
 
 
@@ -135,13 +136,12 @@ def explained(progress: Progress, accumulate: int) -> Iterator[None]:
     """Raises TorchError in the place of torch's own errors that a user can do something about."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         text = str(error)
         operation, lacks, _ = text.partition(" does not have a deterministic implementation")
-        if isinstance(error, torch.OutOfMemoryError):
-            first = ". ".join(text.split(". ")[:2])
+        if full := lack(error):
             line = (
-                f"{first}; train.accumulate={2 * accumulate}, now {accumulate}, makes the same run of half as many "
+                f"{full}; train.accumulate={2 * accumulate}, now {accumulate}, makes the same run of half as many "
                 "images at a time, and evaluations take less with a smaller evaluate.batch"
             )
         elif lacks:
@@ -152,6 +152,29 @@ def explained(progress: Progress, accumulate: int) -> Iterator[None]:
         else:
             raise
         raise TorchError(f"step {progress.step + 1}: {line}") from error
+
+
+@contextmanager
+def fitting() -> Iterator[None]:
+    """Raises TorchError where data set, weights or moments do not fit into memory, before the first step."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not (full := lack(error)):
+            raise
+        raise TorchError(
+            f"before the first step: {full}; make room on this device, or train a smaller model; data.store=host or "
+            "tar keeps no images on a GPU"
+        ) from error
+
+
+def lack(error: Exception) -> str:
+    """What an error says of memory that there is not, on a device or the host; nothing where it is about others."""
+    if isinstance(error, MemoryError):
+        return str(error) or "out of memory"  # Python's own says nothing, numpy's does
+    # torch has a type for it on a GPU alone, and for a GPU that is full before it has begun not even there
+    found = FULL.search(str(error))
+    return found[0] if found else ""
 
 
 def at(traceback: str) -> str:
