@@ -41,7 +41,7 @@ def attempt(act: Callable[[Forked], Any], **more: object) -> dict[str, Any]:
         "seconds": time.monotonic() - since,
         "said": [line for line in log.read_text().splitlines() if line.startswith(("vaedist: ", f"{run}: stopped"))],
         "output": log.read_text(),
-        "requeue": (run / "REQUEUE").exists(),
+        "left": [name for name in ("STOP", "SAVE", "REQUEUE") if (run / name).exists()],
         "saved": sorted(path.name for path in (run / "checkpoints").glob("*")),
     }
 
@@ -55,6 +55,17 @@ def stall(ranks: Forked) -> None:
     ranks.children[1].suspend()
     wait(lambda: ranks.ended() or ranks.statuses[0] is not None, "the end of the other")
     ranks.children[1].kill()
+
+
+def ask(ranks: Forked) -> None:
+    """By files, as a person or another program does: for a checkpoint, and then for the end."""
+    (run / "SAVE").touch()
+    wait(lambda: not (run / "SAVE").exists() or ranks.ended(), "the checkpoint")
+    found["SAVE"] = {
+        "statuses": list(ranks.statuses),
+        "saved": sorted(path.name for path in (run / "checkpoints").glob("*")),
+    }
+    (run / "STOP").touch()
 
 
 def start_again(ranks: Forked) -> None:
@@ -76,6 +87,7 @@ found |= {
     "SIGTERM": attempt(send(signal.SIGTERM, 0, 1, 0)),
     "stalled": attempt(stall, train_timeout=3),
     "SIGINT": attempt(send(signal.SIGINT, 0, 1)),
+    "STOP": attempt(ask),
     "started twice": attempt(start_again),
 }
 with patch.object(Console, "step", lambda self: time.sleep(0 if self._show else 60)):  # rank 1 does something else

@@ -37,8 +37,20 @@ def test_a_signal_to_any_rank_stops_all_at_one_step_saved_and_asks_for_the_same_
     (line,) = end["said"]
     (step,) = re.findall(rf"stopped at step (\d+) by {name}; the same command resumes$", line)
     assert end["saved"][-1] == f"step-{int(step):08d}"
-    assert end["requeue"] == (name != "SIGINT")
+    assert end["left"] == ([] if name == "SIGINT" else ["REQUEUE"])
     assert "Traceback" not in end["output"]
+
+
+def test_a_file_asks_for_a_checkpoint_and_another_one_for_the_end_and_both_vanish(found):
+    before, asked, end = found["SIGINT"], found["SAVE"], found["STOP"]
+    assert asked["statuses"] == [None, None]
+    assert end["statuses"] == [75, 75]
+    assert len(set(asked["saved"]) - set(before["saved"])) == 1  # once, however often it looked for the file
+    (line,) = end["said"]
+    (step,) = re.findall(r"stopped at step (\d+) by the file STOP; the same command resumes$", line)
+    assert end["saved"][-1] == f"step-{int(step):08d}" > asked["saved"][-1]
+    assert end["left"] == []
+    assert "as the file SAVE asked" in end["output"]
 
 
 def test_a_run_that_was_stopped_again_and_again_measures_what_an_undisturbed_one_does(found):
@@ -52,6 +64,7 @@ def test_a_rank_that_hangs_is_named_with_the_collective_and_the_step_and_ends_th
     (line,) = end["said"]
     expected = r"vaedist: rank 1 of 2 did not answer in time during an? \w.* after step \d+; the same"
     assert re.match(expected, line), line
+    assert end["left"] == ["REQUEUE"]
     assert "Traceback" not in end["output"]
 
 
