@@ -6,10 +6,6 @@
 # CUDA's libraries are among the locked packages and the driver is the host's (by nvidia-container-toolkit): a base with
 # a CUDA of its own would only be larger.
 ARG BASE=python:3.11-slim-bookworm
-
-FROM ${BASE} AS uv
-RUN pip install --no-cache-dir --root-user-action=ignore --target /uv uv==0.13.9
-
 FROM ${BASE}
 # train.compile=true needs a compiler: of Triton's launchers on a GPU, of the loops themselves on a CPU.
 # hadolint ignore=DL3008
@@ -27,21 +23,22 @@ ARG UV_BUILD_CONSTRAINT=requirements.lock
 ARG UV_COMPILE_BYTECODE=1
 ARG UV_CACHE_DIR=/var/cache/uv
 ARG UV_LINK_MODE=copy
+RUN pip install --quiet --no-cache-dir --root-user-action=ignore --target /opt/uv uv==0.13.9
 WORKDIR /opt/vaedist
 COPY requirements.lock ./
 # hadolint ignore=SC2046
-RUN --mount=type=bind,from=uv,source=/uv,target=/uv --mount=type=cache,target=/var/cache/uv \
-    /uv/bin/uv venv --quiet --no-python-downloads /opt/venv \
- && /uv/bin/uv pip install --quiet $(grep -o '^nvidia-[^ ]*' requirements.lock)
+RUN --mount=type=cache,target=/var/cache/uv \
+    /opt/uv/bin/uv venv --quiet --no-python-downloads /opt/venv \
+ && /opt/uv/bin/uv pip install --quiet $(grep -o '^nvidia-[^ ]*' requirements.lock)
 # hadolint ignore=SC2046
-RUN --mount=type=bind,from=uv,source=/uv,target=/uv --mount=type=cache,target=/var/cache/uv \
-    /uv/bin/uv pip install --quiet $(grep -o '^torch==[^ ]*' requirements.lock) \
+RUN --mount=type=cache,target=/var/cache/uv \
+    /opt/uv/bin/uv pip install --quiet $(grep -o '^torch==[^ ]*' requirements.lock) \
  && find /opt/venv -name '*.a' -delete
 COPY pyproject.toml ./
 # hadolint ignore=SC2046
-RUN --mount=type=bind,from=uv,source=/uv,target=/uv --mount=type=cache,target=/var/cache/uv \
-    /uv/bin/uv pip install --quiet \
-      $(/uv/bin/uv pip compile --quiet --no-deps --no-header --no-annotate --extra s3 pyproject.toml) \
+RUN --mount=type=cache,target=/var/cache/uv \
+    /opt/uv/bin/uv pip install --quiet \
+      $(/opt/uv/bin/uv pip compile --quiet --no-deps --no-header --no-annotate --extra s3 pyproject.toml) \
  && python -c 'import site; print("/opt/vaedist", file=open(site.getsitepackages()[0] + "/vaedist.pth", "w"))'
 
 # Clusters run it as users of their own, whom this system does not know and who may write here only.
