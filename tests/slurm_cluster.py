@@ -19,7 +19,7 @@ GRACE = 20  # seconds from the signal to the end of a preempted job
 PATIENCE = 240.0  # seconds
 SBIN = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 DONE = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
-# Without munge only this machine may talk to the daemons; cred_expire is what a requeued job waits for at least.
+# Without munge only this machine may talk to the daemons; a requeued job waits for cred_expire, 5 s at least.
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -28,7 +28,7 @@ SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/none
 CredType=cred/none
-AuthInfo=cred_expire=2
+AuthInfo=cred_expire=5
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 StateSaveLocation={directory}/state
 SlurmdSpoolDir={directory}/spool-%n
@@ -103,9 +103,10 @@ class Cluster:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
 
-    def __call__(self, *command: str, check: bool = True) -> str:
+    def __call__(self, *command: str, check: bool = True, **environment: object) -> str:
         """What a command of SLURM prints."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        variables = self.environment | {name: str(value) for name, value in environment.items()}
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
         assert not check or done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 

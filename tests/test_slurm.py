@@ -45,11 +45,10 @@ def reference(data, tmp_path_factory) -> Callable[[int], list[dict[str, float]]]
 class Submitted:
     """A job that trains, as a person submits it from the checkout."""
 
-    def __init__(self, slurm: Cluster, words: list[str], run: Path, *options: str, processes: int = 2) -> None:
+    def __init__(self, slurm: Cluster, words: list[str], run: Path, *options: str, **environment: object) -> None:
         self.slurm, self.run, self.log = slurm, run, run.with_suffix(".log")
-        slurm.environment["PROCESSES"] = str(processes)
         command = ["sbatch", "--parsable", f"--output={self.log}", f"--chdir={ROOT}", *options, str(SCRIPT), *words]
-        self.number = slurm(*command).strip()
+        self.number = slurm(*command, **{"PROCESSES": 2} | environment).strip()
 
     def steps(self) -> int:
         return len(lines(self.run))
@@ -139,25 +138,27 @@ def test_four_processes_on_two_nodes_go_on_after_an_interruption_with_the_same_c
         assert row["train/loss"] == pytest.approx(loss, rel=EXACT)
 
 
-def test_a_sweep_is_an_array_of_ordinary_runs_which_are_evaluated_when_they_are_complete(slurm, data, tmp_path):
-    words = cases.words("conv64", data, tmp_path, train_steps=3, checkpoint_every=3, evaluate_every=3)
-    words = [word for word in words if not word.startswith("run=")]
+class Command:
+    """`python -m launch.slurm ...`, given in a directory that is not the checkout."""
 
-    def command(*arguments: str) -> str:
-        environment = slurm.environment | {"PROCESSES": "1", "VAEDIST": str(ROOT / "run")}  # from elsewhere
+    def __init__(self, slurm: Cluster, directory: Path) -> None:
+        self.slurm, self.directory = slurm, directory
+
+    def __call__(self, *arguments: str) -> str:
+        environment = self.slurm.environment | {"PROCESSES": "1", "VAEDIST": str(ROOT / "run")}
         done = subprocess.run(
             [sys.executable, "-m", "launch.slurm", *arguments],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+            cwd=self.directory, env=environment, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    sweep = ("--sweep", "seed=0,1", "--gpus", "0", "--evaluate")
-    dry = command(*words, *sweep, "--dry-run")
-    assert "--array=0-1" in dry
-    assert "to start at" in dry  # by SLURM's own reckoning
-    assert not (tmp_path / "runs").exists()
-    said = command(*words, *sweep)
+
+def test_a_sweep_is_an_array_of_ordinary_runs_which_are_evaluated_when_they_are_complete(slurm, data, tmp_path):
+    command = Command(slurm, tmp_path)
+    words = cases.words("conv64", data, tmp_path, train_steps=3, checkpoint_every=3, evaluate_every=3)
+    words = [word for word in words if not word.startswith("run=")]
+    said = command(*words, "--sweep", "seed=0,1", "--gpus", "0", "--evaluate")
     found = dict(re.findall(r"(\S+): job (\d+_\d), log \S+", said))
     assert len(found) == 2
     for run, job in found.items():
@@ -187,10 +188,41 @@ def test_a_recipe_that_is_wrong_fails_the_job_and_its_logs_last_line_says_why(sl
     assert re.match(r"train.sbatch: status 1: vaedist: command line: objective.gama=1 .* did you mean gamma", last)
 
 
+def test_a_job_can_be_looked_at_before_it_is_submitted_and_stopped_before_it_starts(slurm, data, tmp_path):
+    command = Command(slurm, tmp_path)
+    words = cases.words("conv64", data, tmp_path / "run")
+    dry = command(*words, "--gpus=0", "--time=0:30:00", "--comment=mine", "--dry-run")
+    assert re.search(r"\nsbatch --comment=mine --nodes=1 \S+ --job-name=run --time=0:30:00 \S+train.sbatch rec", dry)
+    assert "to start at" in dry  # by SLURM's own reckoning
+    assert not (tmp_path / "run").exists()
+    command(*words, "--gpus=0", "--hold")
+    assert "PENDING (JobHeldUser); step 0, nothing saved yet" in command("status", str(tmp_path / "run"))
+    assert "has not started and is cancelled" in command("stop", str(tmp_path / "run"))
+    assert "CANCELLED" in command("status", str(tmp_path / "run"))
+
+
+def test_the_parts_of_a_set_are_packed_by_a_job_array(slurm, tmp_path):
+    words = ("--count", "40", "--shard-mb", "0.1")
+    number = slurm(
+        "sbatch", "--parsable", "--array=0-1", f"--chdir={ROOT}", f"--output={tmp_path}/%a.log", "--cpus-per-task=1",
+        str(SCRIPT.with_name("pack.sbatch")), "faces", str(tmp_path / "set"), *words,
+    ).strip()  # fmt: skip
+    for task in range(2):
+        assert slurm.end(f"{number}_{task}")["JobState"] == "COMPLETED", (tmp_path / f"{task}.log").read_text()
+    subprocess.run([sys.executable, "-m", "shards", "pack", "faces", tmp_path / "whole", *words], check=True, cwd=ROOT)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()} == files
+    assert len([name for name in files if name.endswith(".tar")]) > 2
+
+
 def test_a_job_that_is_cancelled_has_saved_and_leaves_nothing_behind(slurm, data, tmp_path):
-    run = tmp_path / "run"
-    job = Submitted(slurm, cases.words("conv64", data, run, **LONG), run, processes=1)
+    """Its shards were staged."""
+    run, stage = tmp_path / "run", tmp_path / "stage"
+    job = Submitted(slurm, cases.words("conv64", data, run, **LONG), run, PROCESSES=1, STAGE=stage)
     job.trains()
+    assert {shard.stat().st_size for shard in data.glob("*.tar")} <= {
+        path.stat().st_size for path in (stage / "shards").iterdir()
+    }
     slurm("scancel", job.number)
     assert slurm.end(job.number)["JobState"] == "CANCELLED"
     wait(lambda: not alive(run), "the end of its processes")

@@ -39,7 +39,8 @@ class Peers:
         if self._speaks():
             answers = self._answers()
             lost = [rank for rank in range(self.size) if rank not in answers]
-            self._say(f"{self._name(lost)} died before the first step; start the same command again" if lost else line)
+            silent = f"{self._name(lost)} died or did not answer before the first step; start the same command again"
+            self._say(silent if lost else line)
 
     def end_lost(self, error: RuntimeError) -> None:
         """The same for an error of `is_lost`, with the names of the ranks that do not answer."""
