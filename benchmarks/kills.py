@@ -17,8 +17,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 sys.path.insert(0, str(TESTS))
@@ -63,6 +66,13 @@ def kill(start: Callable[[], Any], run: Path, cache: Path, phase: str, longest: 
     return time.monotonic() - since
 
 
+def end_all() -> None:
+    """Ends what an error has left behind."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("count", nargs="?", type=int, default=100)
@@ -71,7 +81,8 @@ def main() -> None:
     options = parser.parse_args()
     random.seed(options.seed)
     kind = Forked if options.forked else Launched
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, ExitStack() as at_end:
+        at_end.callback(end_all)
         folder, log = Path(place), Path(place) / "log"
         subprocess.run([sys.executable, "-c", PACK, str(TESTS), str(folder / "set")], check=True)
 

@@ -46,6 +46,7 @@ def test_one_machine_starts_the_processes_that_its_file_says(name, data, tmp_pat
     assert len(cases.rows(tmp_path)) == 2
 
 
+@pytest.mark.slow
 def test_the_file_for_zero_2_starts_deepspeed(data, tmp_path, monkeypatch):
     monkeypatch.delenv("ACCELERATE_USE_CPU")  # DeepSpeed finds out by itself
     flags = ("--config_file", str(LAUNCH / "zero2.yaml"), "--num_processes", "2", "--main_process_port", "0")

@@ -258,7 +258,7 @@ def test_the_readmes_first_command_draws_packs_trains_and_names_the_pictures(tmp
     assert done.stdout.splitlines()[-1] == (
         f"{tmp_path}/run: complete at step 3; pictures in {tmp_path}/run/pictures/step-00000003"
     )
-    assert done.stdout.count("packed 40 images (train 32, valid 4, test 4)") == 1
+    assert done.stdout.count("complete, train 32, valid 4, test 4; manifest") == 1
     pictures = sorted(path.name for path in (tmp_path / "run/pictures/step-00000003").iterdir())
     assert pictures == ["reconstructions.png", "samples.png", "traversals.png"]
     assert len(list((tmp_path / "run/wandb").glob("offline-run-*"))) == 1
