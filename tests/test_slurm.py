@@ -77,7 +77,7 @@ class Submitted:
         end = self.slurm.end(self.number)
         assert (end["JobState"], end["ExitCode"]) == ("FAILED", "1:0")
         *_, last = self.text().splitlines()
-        assert re.match(r"train.sbatch: status 1: .*/run: stopped at step \d+ by the file STOP; the same", last), last
+        assert re.match(r"train.sbatch: not complete: .*/run: stopped at step \d+ by the file STOP; the same", last), last
         assert not (self.run / "STOP").exists()
         assert not (self.run / "REQUEUE").exists()
 
@@ -185,7 +185,7 @@ def test_a_recipe_that_is_wrong_fails_the_job_and_its_logs_last_line_says_why(sl
     end = slurm.end(job.number)
     assert (end["JobState"], end["ExitCode"], end["Restarts"]) == ("FAILED", "1:0", "0")
     *_, last = job.text().splitlines()
-    assert re.match(r"train.sbatch: status 1: vaedist: command line: objective.gama=1 .* did you mean gamma", last)
+    assert re.match(r"train.sbatch: not complete: vaedist: command line: objective.gama=1 .* did you mean gamma", last)
 
 
 def test_a_job_can_be_looked_at_before_it_is_submitted_and_stopped_before_it_starts(slurm, data, tmp_path):
