@@ -31,7 +31,11 @@ def graphs() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
-@pytest.mark.parametrize(("name", "settings"), VARIANTS, ids=str)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [pytest.param(*variant, marks=() if variant[0] == "factorvae" else pytest.mark.slow) for variant in VARIANTS],
+    ids=str,
+)
 def test_every_objective_is_one_graph_with_the_terms_and_gradients_of_eager(name, settings):
     """And one more in micro-batches where these look at the whole step; dropout and the step compile nothing anew."""
     looks = small(name).couples_rows and name != "factorvae"  # which looks in any case

@@ -56,6 +56,7 @@ def test_the_file_for_zero_2_starts_deepspeed(data, tmp_path, monkeypatch):
     assert len(cases.rows(tmp_path)) == 2
 
 
+@pytest.mark.slow
 def test_two_machines_train_one_run(data, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -77,7 +77,9 @@ class Submitted:
         end = self.slurm.end(self.number)
         assert (end["JobState"], end["ExitCode"]) == ("FAILED", "1:0")
         *_, last = self.text().splitlines()
-        assert re.match(r"train.sbatch: not complete: .*/run: stopped at step \d+ by the file STOP; the same", last), last
+        assert re.match(r"train.sbatch: not complete: .*/run: stopped at step \d+ by the file STOP; the same", last), (
+            last
+        )
         assert not (self.run / "STOP").exists()
         assert not (self.run / "REQUEUE").exists()
 
@@ -102,6 +104,12 @@ def alive(run: Path) -> list[psutil.Process]:
     return found
 
 
+def lose_a_node(job: Submitted) -> None:
+    job.slurm.kill("node2")
+    wait(lambda: job.slurm.state(job.number) == "PENDING", "SLURM noticing it")
+    job.slurm.start("node2")
+
+
 def preempt(job: Submitted) -> None:
     job.slurm("srun", "--partition=urgent", "--nodes=2", "--exclusive", "true")
 
@@ -110,7 +118,7 @@ INTERRUPTIONS: dict[str, Callable[[Submitted], object]] = {
     "the signal before the time limit": lambda job: job.slurm("scancel", "--signal=USR2", job.number),
     "requeued by a person": lambda job: job.slurm("scontrol", "requeue", job.number),
     "preempted": preempt,
-    "a node dies": lambda job: (job.slurm.kill("node2"), job.slurm.start("node2")),
+    "a node dies": lose_a_node,
 }
 
 
@@ -154,11 +162,14 @@ class Command:
         return done.stdout
 
 
-def test_a_sweep_is_an_array_of_ordinary_runs_which_are_evaluated_when_they_are_complete(slurm, data, tmp_path):
+@pytest.mark.parametrize("more", [[], pytest.param(["--evaluate"], marks=pytest.mark.slow)], ids=str)
+def test_a_sweep_is_an_array_of_ordinary_runs_which_may_be_evaluated_when_they_are_complete(
+    more, slurm, data, tmp_path
+):
     command = Command(slurm, tmp_path)
     words = cases.words("conv64", data, tmp_path, train_steps=3, checkpoint_every=3, evaluate_every=3)
     words = [word for word in words if not word.startswith("run=")]
-    said = command(*words, "--sweep", "seed=0,1", "--gpus", "0", "--evaluate")
+    said = command(*words, "--sweep", "seed=0,1", "--gpus", "0", *more)
     found = dict(re.findall(r"(\S+): job (\d+_\d), log \S+", said))
     assert len(found) == 2
     for run, job in found.items():
@@ -169,10 +180,10 @@ def test_a_sweep_is_an_array_of_ordinary_runs_which_are_evaluated_when_they_are_
     for run in found:
         *_, last = cases.rows(tmp_path / run)
         losses.add(last["train/loss"])
-        (metrics,) = (tmp_path / run / "evaluation").glob("step-00000003/metrics.json")
-        found_again = json.loads(metrics.read_text())
-        assert found_again == {name: value for name, value in last.items() if name in found_again}
-        assert "eval/elbo" in found_again
+        for metrics in [tmp_path / run / "evaluation" / "step-00000003" / "metrics.json"] if more else []:
+            evaluated = json.loads(metrics.read_text())
+            assert evaluated == {name: value for name, value in last.items() if name in evaluated}
+            assert "eval/elbo" in evaluated
         assert f"complete at step 3; log {tmp_path}" in command("status", run)
         assert "complete" in command("logs", run)
     assert len(losses) == 2

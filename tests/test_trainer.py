@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from tiny_set import pack_tiny, spoil
 
 from shards.manifest import read
 from vaedist.config import available, dump
+from vaedist.evaluate import evaluate
 from vaedist.recipe import load
 from vaedist.train import main
 
@@ -287,6 +289,7 @@ def test_what_is_wrong_for_all_is_said_once_by_two_processes(words, line, data, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_corrupt_image_ends_both_processes_and_is_named(tmp_path):
     data = tmp_path / "set"
     where = spoil(pack_tiny(data), 3)
@@ -298,6 +301,7 @@ def test_a_corrupt_image_ends_both_processes_and_is_named(tmp_path):
     assert f"`python -m shards verify {data}`" in said
 
 
+@pytest.mark.slow
 def test_processes_that_would_take_different_steps_end_and_say_who_differs_in_what(data, tmp_path):
     script = changed(tmp_path, "sys.argv.append('seed=' + os.environ['RANK'])")
     done = launch(*short(data, tmp_path / "run"), processes=2, script=script)
@@ -307,6 +311,7 @@ def test_processes_that_would_take_different_steps_end_and_say_who_differs_in_wh
     assert f"the processes disagree about the seed: rank 1 on {host} has 1, rank 0 on {host} 0; all need" in said
 
 
+@pytest.mark.slow
 def test_a_shard_that_stays_bad_ends_both_processes_with_its_url(tmp_path):
     found = pack_tiny(tmp_path / "set", train=40)
     shard = found.split("train").shards[2]
@@ -330,3 +335,19 @@ def test_a_gpu_takes_the_same_course_as_the_cpu(data, tmp_path):
         subprocess.run(command, check=True, env=os.environ | environment)
     cuda, cpu = (cases.terms(tmp_path / device)["train/loss"] for device in ("cuda", "cpu"))
     assert cuda == pytest.approx(cpu, rel=1e-9)
+
+
+def test_a_run_that_is_evaluated_again_has_the_same_numbers_and_pictures(data, tmp_path, capsys):
+    words = cases.words("conv64", data, tmp_path, train_steps=1, evaluate_names="[elbo, samples]", train_ema=0.5)
+    assert main(words) == 0
+    assert main([f"recipe={tmp_path}/recipe.yaml", f"run={tmp_path}"], evaluate) == 0
+    found = tmp_path / "evaluation" / "step-00000001"
+    evaluated, (row,) = json.loads((found / "metrics.json").read_text()), cases.rows(tmp_path)
+    assert {"step", "seen", "eval/elbo", "eval/recon", "eval/kl"} == evaluated.keys()
+    assert evaluated.items() <= row.items()
+    assert (found / "samples.png").read_bytes() == (tmp_path / "pictures/step-00000001/samples.png").read_bytes()
+    assert capsys.readouterr().out.splitlines()[-1] == f"{tmp_path}: evaluated at step 1; see {found}"
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert main([f"recipe={tmp_path}/recipe.yaml", f"run={tmp_path}"], evaluate) == 1
+    (line,) = complaints(capsys.readouterr().err)
+    assert line.endswith("there is no checkpoint to evaluate; train the run first")
