@@ -48,7 +48,7 @@ class Forked:
 
     def __init__(self, words: list[str], log: Path) -> None:
         import tiny_train
-        import torch._dynamo  # noqa: F401: optimisers import it, which takes seconds: once, before the fork
+        import torch._dynamo  # noqa: F401  optimisers import it, for seconds: once, before the fork
         from torch.distributed import TCPStore
 
         from vaedist import peers, recipe, train
