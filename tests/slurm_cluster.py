@@ -6,8 +6,8 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ CPUS = 2  # of each node, as SLURM is told
 GRACE = 20  # seconds from the signal to the end of a preempted job
 PATIENCE = 240.0  # seconds
 SBIN = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-DONE = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 # Without munge only this machine may talk to the daemons; a requeued job waits for cred_expire, 5 s at least.
 CONFIGURATION = """
 ClusterName=test
@@ -118,9 +118,12 @@ class Cluster:
     def state(self, number: str) -> str:
         return self.job(number)["JobState"]
 
+    def ended(self, number: str) -> bool:
+        return self.state(number) in ENDED
+
     def end(self, number: str) -> dict[str, str]:
         """What SLURM knows of a job after its end."""
-        wait(lambda: self.state(number) in DONE, f"the end of job {number}", pause=0.5)
+        wait(lambda: self.ended(number), f"the end of job {number}", pause=0.5)
         return self.job(number)
 
     def close(self) -> None:
@@ -141,12 +144,6 @@ class Cluster:
             return subprocess.Popen(
                 command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-
-
-@contextmanager
-def cluster(directory: Path, tracking: str) -> Iterator[Cluster]:
-    with closing(Cluster(directory, tracking)) as found:
-        yield found
 
 
 def wait(until: Callable[[], Any], what: str, pause: float = 0.1) -> Any:

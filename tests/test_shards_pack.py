@@ -13,7 +13,17 @@ import zlib
 import numpy as np
 import pytest
 import webdataset
-from tiny_celeba import HEIGHT, WIDTH, add_options, label, names, photograph, write_source, zip_images
+from tiny_celeba import (
+    HEIGHT,
+    SHARD_MB,
+    WIDTH,
+    contents,
+    label,
+    names,
+    photograph,
+    whole_source,
+    zip_images,
+)
 from webdataset.writer import TarWriter
 
 from shards import image, manifest, tar
@@ -23,25 +33,17 @@ from shards.packing import pack
 from shards.packing.plan import Options, cut
 from shards.sources import Table, faces, samples
 
-TINY = 0.012  # MB: three or four of the tiny images a shard
-
 
 @pytest.fixture
 def source(tmp_path):
-    source = write_source(tmp_path / "source", 24)
-    add_options(source, 24)
-    return source
+    return whole_source(tmp_path / "source")
 
 
 def pack_quietly(source, dst, *, name="celeba", workers=1, quiet=True, allow_missing=False, **options):
-    chosen = Options(**{"shard_mb": TINY, **options})
+    chosen = Options(**{"shard_mb": SHARD_MB, **options})
     return pack.pack_celeba(
         source, dst, name=name, options=chosen, allow_missing=allow_missing, workers=workers, quiet=quiet
     )
-
-
-def contents(directory):
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 def stock(found, split):
@@ -278,7 +280,7 @@ def test_a_killed_pack_leaves_no_manifest_and_no_process_and_packing_again_goes_
     expected = contents(pack_quietly(source, tmp_path / "clean").directory)
     script.write_text(STUCK)
     script.with_name("forbidden").write_bytes(photograph(15))
-    command = [sys.executable, script, "pack", "celeba", source, dst, f"--shard-mb={TINY}", f"--workers={workers}"]
+    command = [sys.executable, script, "pack", "celeba", source, dst, f"--shard-mb={SHARD_MB}", f"--workers={workers}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     wait_until(lambda: len(list(dst.glob(".*.part"))) == 1 and len(list(dst.glob(".train-*.record"))) >= 3)
     with open(f"/proc/{process.pid}/task/{process.pid}/children") as stream:  # noqa: PTH123
@@ -348,7 +350,7 @@ def test_an_interrupt_is_one_line_and_publishes_nothing(source, tmp_path):
     dst, image = tmp_path / "set", source / "img_align_celeba" / "000024.jpg"
     image.unlink()
     os.mkfifo(image)
-    command = [sys.executable, "-m", "shards", "pack", "celeba", source, dst, f"--shard-mb={TINY}", "--workers=2"]
+    command = [sys.executable, "-m", "shards", "pack", "celeba", source, dst, f"--shard-mb={SHARD_MB}", "--workers=2"]
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, process_group=0,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background of a shell ignore it

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from tiny_celeba import add_options, photograph, write_source
+from tiny_celeba import SHARD_MB, contents, photograph, whole_source, write_source
 
 from shards import image, manifest
 from shards.__main__ import main
@@ -16,14 +16,10 @@ from shards.packing import pack
 from shards.packing.plan import Options, Part, plan
 from shards.sources import celeba
 
-TINY = 0.012  # MB: three or four of the tiny images a shard
-
 
 @pytest.fixture
 def source(tmp_path):
-    source = write_source(tmp_path / "source", 24)
-    add_options(source, 24)
-    return source
+    return whole_source(tmp_path / "source")
 
 
 @pytest.fixture
@@ -33,13 +29,9 @@ def expected(source, tmp_path):
     return contents(tmp_path / "whole")
 
 
-def pack_part(source, dst, index, count, shard_mb=TINY):
+def pack_part(source, dst, index, count, shard_mb=SHARD_MB):
     planned = plan("celeba", celeba.read(source), Options(shard_mb=shard_mb))
     return pack.pack_part(planned, dst, Part(index, count), workers=1, quiet=True)
-
-
-def contents(directory):
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -77,7 +69,7 @@ def test_a_part_writes_only_its_own_shards_and_other_divisions_go_on_from_them(s
 
 
 def test_the_log_of_each_part_says_what_it_did_and_what_lacks(source, expected, tmp_path, capsys):
-    words = ["pack", "celeba", str(source), str(tmp_path / "set"), f"--shard-mb={TINY}", "--workers=1"]
+    words = ["pack", "celeba", str(source), str(tmp_path / "set"), f"--shard-mb={SHARD_MB}", "--workers=1"]
     shards = sum(name.endswith(".tar") for name in expected)
 
     def said(*options):
@@ -124,7 +116,7 @@ def test_parts_with_other_options_are_refused_even_where_both_begin_at_once(sour
     write_shard, mark = pack.write_shard, dst / ".unfinished"
 
     def overtaken(job):
-        mark.write_text(mark.read_text().replace(str(TINY), "1"))
+        mark.write_text(mark.read_text().replace(str(SHARD_MB), "1"))
         return write_shard(job)
 
     monkeypatch.setattr(pack, "write_shard", overtaken)

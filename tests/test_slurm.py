@@ -6,13 +6,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import cases
 import psutil
 import pytest
 from attempts import lines
-from slurm_cluster import Cluster, cluster, installed, wait
+from slurm_cluster import Cluster, installed, wait
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "launch" / "slurm" / "train.sbatch"
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.skipif(not installed(), reason="needs SLURM: apt-get in
 
 @pytest.fixture(scope="module", params=["pgid", pytest.param("linuxproc", marks=pytest.mark.slow)])
 def slurm(request, tmp_path_factory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("cluster"), request.param) as found:
+    with closing(Cluster(tmp_path_factory.mktemp("cluster"), request.param)) as found:
         yield found
 
 
@@ -63,7 +64,7 @@ class Submitted:
         assert not self.ended(), self.text()
 
     def ended(self) -> bool:
-        return self.slurm.state(self.number) in ("FAILED", "COMPLETED", "CANCELLED", "NODE_FAIL")
+        return self.slurm.ended(self.number)
 
     def goes_on(self) -> None:
         """Waits until it has been requeued and has trained on."""
@@ -144,6 +145,33 @@ def test_four_processes_on_two_nodes_go_on_after_an_interruption_with_the_same_c
     golden = json.loads(cases.GOLDEN.read_text())["conv64"]["train/loss"]
     for row, loss in zip(lines(run), golden, strict=False):
         assert row["train/loss"] == pytest.approx(loss, rel=EXACT)
+
+
+@pytest.mark.slow
+def test_a_job_whose_starts_come_to_nothing_is_requeued_once_and_no_more(slurm, data, tmp_path):
+    run = tmp_path / "run"
+    job = Submitted(slurm, cases.words("conv64", data, run, **LONG), run)
+    for restart in ("0", "1"):
+        wait(lambda: slurm.job(job.number)["Restarts"] == restart and job.steps() > 1, "steps", pause=0.5)
+        victim = next(process for process in alive(run) if process.environ().get("RANK") == "1")
+        victim.kill()
+        wait(lambda: not victim.is_running() and slurm.state(job.number) != "RUNNING", "the end of this start")
+        run.joinpath("metrics.jsonl").unlink()  # so that the next start's rows are seen
+    assert slurm.end(job.number)["JobState"] == "FAILED"
+    *_, last = job.text().splitlines()
+    assert "not requeued, since neither this start nor the last one made a checkpoint: vaedist: rank 1 of 2" in last
+
+
+@pytest.mark.slow
+def test_a_job_that_has_been_requeued_often_enough_is_left_alone(slurm, data, tmp_path):
+    run = tmp_path / "run"
+    job = Submitted(slurm, cases.words("conv64", data, run, **LONG), run, MAX_REQUEUES=0)
+    job.trains()
+    slurm("scancel", "--signal=USR2", job.number)
+    end = slurm.end(job.number)
+    assert (end["JobState"], end["Restarts"]) == ("FAILED", "0")
+    *_, last = job.text().splitlines()
+    assert re.search(r"not requeued after MAX_REQUEUES=0 times: \S+: stopped at step \d+ by SIGUSR2; the same", last)
 
 
 class Command:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 WIDTH, HEIGHT = 18, 22
+SHARD_MB = 0.012  # three or four of these images a shard
 ATTRIBUTES = ("Male", "Young", "Smiling")
 LANDMARKS = "lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y"
 
@@ -76,3 +77,14 @@ def as_csv(root: Path) -> None:
         rows = [",".join(line.split()) for line in path.read_text().splitlines() if ".jpg" in line]
         path.with_suffix(".csv").write_text("\n".join([headers[path.stem], *rows]) + "\n")
         path.unlink()
+
+
+def whole_source(directory: Path, count: int = 24) -> Path:
+    """With every file that CelebA may have."""
+    source = write_source(directory, count)
+    add_options(source, count)
+    return source
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}

@@ -18,14 +18,13 @@ def evaluate(recipe: Recipe, backend: Backend, stop: Stop) -> None:
 
     Writes RUN/evaluation/step-00001000/: metrics.json and the pictures.
     """
-    from PIL import Image
-
     from shards.files import replacing
     from vaedist import evaluators
     from vaedist.checkpoint import CheckpointError, Checkpoints, averaged
     from vaedist.console import Console
     from vaedist.debug import refuse_nonfinite
     from vaedist.evaluators import Subject
+    from vaedist.tracker import write_pictures
     from vaedist.trainer import on_all_ranks, open_run
 
     world, console = backend.world, Console(main=backend.main)
@@ -36,17 +35,12 @@ def evaluate(recipe: Recipe, backend: Backend, stop: Stop) -> None:
     step = snapshot.progress.step
     objective.load_state_dict(snapshot.weights | averaged(snapshot.moments))
     objective.to(backend.device, backend.dtype)
-    looked_at = min(data.valid.count, recipe.evaluate.images or data.valid.count)
-    numbers, pictures = evaluators.run(
-        recipe.evaluate, Subject(objective, data.valid, world, backend, recipe.evaluate.batch, looked_at)
-    )
+    subject = Subject.of(recipe.evaluate, objective, data.valid, backend)
+    numbers, pictures = evaluators.run(recipe.evaluate, subject)
     refuse_nonfinite(step, numbers)
     if backend.main:
         directory = recipe.run / "evaluation" / f"step-{step:08d}"
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, pixels in pictures.items():
-            with replacing(directory / f"{name}.png") as file:
-                Image.fromarray(pixels).save(file, format="PNG")
+        write_pictures(directory, pictures)
         found = {f"eval/{name}": value for name, value in numbers.items()}
         row = {"step": step, "seen": snapshot.progress.seen} | found
         with replacing(directory / "metrics.json") as file:

@@ -36,9 +36,8 @@ class Average:
     def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         new = torch.where(optimizer.state[weights[0]]["step"] <= 1, 1.0, 1 - self._decay)  # 1: it begins
-        if (
-            skipped := getattr(optimizer, "found_inf", None)
-        ) is not None:  # of fp16 under DDP, known on the device only
+        skipped = getattr(optimizer, "found_inf", None)  # of fp16 under DDP, known on the device only
+        if skipped is not None:
             new = new * (1 - skipped.squeeze())
         for weight in weights:
             state = optimizer.state[weight]

@@ -111,15 +111,19 @@ class Files:
             raise
 
     def pictures(self, pictures: Mapping[str, np.ndarray], step: int, seen: int) -> None:
-        directory = self._directory / f"step-{step:08d}"
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, pixels in pictures.items():
-            with replacing(directory / f"{name}.png") as file:
-                Image.fromarray(pixels).save(file, format="PNG")
+        write_pictures(self._directory / f"step-{step:08d}", pictures)
 
     def close(self, failed: bool) -> None:
         with suppress(OSError) if failed else nullcontext():  # a full disk would refuse the same row once more
             self._open.close()
+
+
+def write_pictures(directory: Path, pictures: Mapping[str, np.ndarray]) -> None:
+    """NAME.png for each of them, uint8 [H, W, 3]."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, pixels in pictures.items():
+        with replacing(directory / f"{name}.png") as file:
+            Image.fromarray(pixels).save(file, format="PNG")
 
 
 def claim(run: Path) -> IO[bytes]:

@@ -73,6 +73,8 @@ def run(recipe: "Recipe", backend: "Backend", stop: "Stop", work: "Work | None")
         return 0
     except StoppedError as stopped:
         if stopped.step is None:
+            if stopped.requeue:
+                ask_again(recipe.run)
             peers.end_before_start(f"{recipe.run}: {stopped}")
         return stopped.status
     except USER_ERRORS as error:

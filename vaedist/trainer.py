@@ -78,8 +78,7 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
         batch=batch,
         device=backend.device,
     )
-    looked_at = min(data.valid.count, recipe.evaluate.images or data.valid.count)
-    subject = Subject(backend.observed, data.valid, world, backend, recipe.evaluate.batch, looked_at)
+    subject = Subject.of(recipe.evaluate, backend.observed, data.valid, backend)
     tracker = on_all_ranks(world, lambda: start_tracking(recipe, backend, data, console, progress.step))
     speed = Speed(stream, progress.seen)
     writer = Writer(checkpoints, recipe.checkpoint.required, console.say)

@@ -60,7 +60,7 @@ def _check(arguments: Sequence[str]) -> None:
     asked, words = parser.parse_known_args(arguments)
     words = check.chosen(check.runs_of(words, asked.sweep))
     recipe = check.recipe_of(words)
-    processes = int(os.environ["SLURM_NNODES"]) * int(os.environ["PROCESSES"])
+    processes = int(os.environ["NODES"]) * int(os.environ["PROCESSES"])
     check.check(recipe, processes, lambda line: print(line, file=sys.stderr))
     words = check.settled(words, recipe)
     if stage := os.environ.get("STAGE"):

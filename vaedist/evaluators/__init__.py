@@ -45,6 +45,12 @@ class Subject:
     batch: int  # of all ranks together
     count: int  # of the held-out images that are looked at
 
+    @classmethod
+    def of(cls, config: Config, objective: Objective, held_out: Store, backend: Backend) -> "Subject":
+        """What a recipe's evaluators look at."""
+        count = min(held_out.count, config.images or held_out.count)
+        return cls(objective, held_out, backend.world, backend, config.batch, count)
+
     def images(self, ids: np.ndarray) -> tuple[Tensor, Noise]:
         """Held-out images [n, C, H, W] in the model's pixel range, and noise that belongs to them for ever."""
         images = self.held_out.gather(ids).to(self.backend.device)
