@@ -151,12 +151,16 @@ def test_four_processes_on_two_nodes_go_on_after_an_interruption_with_the_same_c
 def test_a_job_whose_starts_come_to_nothing_is_requeued_once_and_no_more(slurm, data, tmp_path):
     run = tmp_path / "run"
     job = Submitted(slurm, cases.words("conv64", data, run, **LONG), run)
-    for restart in ("0", "1"):
+
+    def die(restart: str) -> None:
+        """One of its ranks does, before there is a checkpoint."""
         wait(lambda: slurm.job(job.number)["Restarts"] == restart and job.steps() > 1, "steps", pause=0.5)
-        victim = next(process for process in alive(run) if process.environ().get("RANK") == "1")
-        victim.kill()
-        wait(lambda: not victim.is_running() and slurm.state(job.number) != "RUNNING", "the end of this start")
-        run.joinpath("metrics.jsonl").unlink()  # so that the next start's rows are seen
+        next(process for process in alive(run) if process.environ().get("RANK") == "1").kill()
+        wait(lambda: slurm.state(job.number) != "RUNNING", "the end of this start")
+        (run / "metrics.jsonl").unlink()  # so that the rows of the next one are seen
+
+    die("0")
+    die("1")
     assert slurm.end(job.number)["JobState"] == "FAILED"
     *_, last = job.text().splitlines()
     assert "not requeued, since neither this start nor the last one made a checkpoint: vaedist: rank 1 of 2" in last

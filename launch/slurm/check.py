@@ -78,6 +78,8 @@ def _check_room(recipe: Recipe, library: Library, announce: Announce) -> None:
 def staged(words: Sequence[str], recipe: Recipe, stage: str) -> list[str]:
     """The words with which each node copies the shards to its directory `stage`, and decodes them there."""
     shards = recipe.data.shards
+    if recipe.data.draw:
+        raise ConfigError(f"environment: STAGE={stage} copies a packed set, but data.draw={recipe.data.draw} draws one")
     if not is_remote(shards):
         shards = f"file://{Path(shards).absolute()}"
     kept = [word for word in words if not word.startswith(("data.shards=", "data.cache="))]
