@@ -339,20 +339,18 @@ def test_the_mmd_of_draws_from_the_prior_is_zero_on_average():
 
 def held_out(objective: Objective, batch: int, count: int) -> Subject:
     images = torch.randint(256, (count, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    store = SimpleNamespace(gather=lambda ids: images[ids])
+    data = SimpleNamespace(valid=SimpleNamespace(count=count, gather=lambda ids: images[ids]))
     backend = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float64, autocast=nullcontext)
-    return Subject(objective, store, World(), backend, batch, count)
-
-
-ELBO = evaluators.Config(names=("elbo",))
+    return Subject(evaluators.Config(names=("elbo",), batch=batch), objective, data, World(), backend, step=0)
 
 
 def test_an_image_costs_the_same_in_training_and_in_evaluation():
     objective = small("vae")
     subject = held_out(objective, batch=ROWS, count=ROWS)
-    ((images, noise),) = subject.share(ROWS)
+    (ids,) = subject.share()
+    images, noise = subject.images(ids)
     found = objective(images[None], noise, STEP, None)
-    assert evaluators.run(ELBO, subject)[0]["elbo"] == pytest.approx(-found["loss"].item(), rel=1e-12)
+    assert evaluators.run(subject)[0]["elbo"] == pytest.approx(-found["loss"].item(), rel=1e-12)
 
     def theirs(kl_weight: float) -> float:
         """The mean over pixels, and a weight of the KL that is another one in validation."""
@@ -366,7 +364,7 @@ def test_an_image_costs_the_same_in_training_and_in_evaluation():
 def test_every_held_out_batch_counts():
     objective = small("vae")
     subject = held_out(objective, batch=5, count=13)
-    batches = [objective.posterior(images, noise).kl().sum(1) for images, noise in subject.share(13)]
+    batches = [objective.posterior(*subject.images(ids)).kl().sum(1) for ids in subject.share()]
     every_image = torch.cat(batches).mean().item()
 
     def returning_inside_the_loop() -> float:
@@ -374,7 +372,7 @@ def test_every_held_out_batch_counts():
             return (kl.mean() / len(batches)).item()
         return 0.0
 
-    assert evaluators.run(ELBO, subject)[0]["kl"] == pytest.approx(every_image, rel=1e-12)
+    assert evaluators.run(subject)[0]["kl"] == pytest.approx(every_image, rel=1e-12)
     assert returning_inside_the_loop() != pytest.approx(every_image, rel=0.1)
 
 
@@ -395,7 +393,7 @@ def test_an_evaluation_that_fails_is_not_repeated_with_gradients():
 
     objective.posterior = failing
     with pytest.raises(RuntimeError, match="out of memory"):
-        evaluators.run(ELBO, held_out(objective, batch=5, count=13))
+        evaluators.run(held_out(objective, batch=5, count=13))
     assert with_gradient == [False]
     with pytest.raises(RuntimeError, match="out of memory"):
         theirs()

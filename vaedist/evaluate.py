@@ -35,8 +35,7 @@ def evaluate(recipe: Recipe, backend: Backend, stop: Stop) -> None:
     step = snapshot.progress.step
     objective.load_state_dict(snapshot.weights | averaged(snapshot.moments))
     objective.to(backend.device, backend.dtype)
-    subject = Subject.of(recipe.evaluate, objective, data.valid, backend)
-    numbers, pictures = evaluators.run(recipe.evaluate, subject)
+    numbers, pictures = evaluators.run(Subject(recipe.evaluate, objective, data, world, backend, step))
     refuse_nonfinite(step, numbers)
     if backend.main:
         directory = recipe.run / "evaluation" / f"step-{step:08d}"

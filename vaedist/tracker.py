@@ -1,6 +1,7 @@
 """Writes down what a run measures: metrics.jsonl and pictures are the truth, W&B is a view of them."""
 
 import fcntl
+import io
 import json
 import os
 import platform
@@ -22,6 +23,7 @@ from vaedist.words import nearest
 
 Mode = Literal["auto", "online", "offline", "off"]
 PATIENCE = 30.0  # seconds for the server to answer at the start of a run
+FRAME = 120  # milliseconds of an animation's frame
 Attempt = Literal["online", "offline"]
 
 
@@ -57,7 +59,7 @@ class Tracker:
             sink.log(row)
 
     def pictures(self, pictures: Mapping[str, np.ndarray], step: int, seen: int) -> None:
-        """Pictures by name, uint8 [H, W, 3]."""
+        """Pictures by name, uint8 [H, W, 3], or [frames, H, W, 3] of an animation."""
         for sink in self._sinks:
             sink.pictures(pictures, step, seen)
 
@@ -119,11 +121,27 @@ class Files:
 
 
 def write_pictures(directory: Path, pictures: Mapping[str, np.ndarray]) -> None:
-    """NAME.png for each of them, uint8 [H, W, 3]."""
+    """NAME.png for each of them, uint8 [H, W, 3], or NAME.gif, uint8 [frames, H, W, 3]."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, pixels in pictures.items():
-        with replacing(directory / f"{name}.png") as file:
-            Image.fromarray(pixels).save(file, format="PNG")
+        with replacing(directory / f"{name}.{kind(pixels)}") as file:
+            file.write(encoded(pixels))
+
+
+def kind(pixels: np.ndarray) -> str:
+    """The format that a picture is kept in."""
+    return "png" if pixels.ndim == 3 else "gif"
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    """A picture's file."""
+    stream = io.BytesIO()
+    if kind(pixels) == "png":
+        Image.fromarray(pixels).save(stream, format="PNG")
+    else:
+        first, *others = map(Image.fromarray, pixels)
+        first.save(stream, format="GIF", save_all=True, append_images=others, duration=FRAME, loop=0)
+    return stream.getvalue()
 
 
 def claim(run: Path) -> IO[bytes]:
@@ -174,10 +192,13 @@ class Wandb:
         self._attempt(lambda run: run.log(dict(row)))  # without step=: W&B would drop rows of a step it has passed
 
     def pictures(self, pictures: Mapping[str, np.ndarray], step: int, seen: int) -> None:
-        from wandb import Image
+        from wandb import Image, Video
+
+        def media(pixels: np.ndarray) -> Any:
+            return Image(pixels) if kind(pixels) == "png" else Video(io.BytesIO(encoded(pixels)), format="gif")
 
         self._attempt(lambda run: run.log(
-            {"step": step, "seen": seen} | {f"pictures/{name}": Image(pixels) for name, pixels in pictures.items()}
+            {"step": step, "seen": seen} | {f"pictures/{name}": media(pixels) for name, pixels in pictures.items()}
         ))  # fmt: skip
 
     def close(self, failed: bool) -> None:

@@ -78,7 +78,6 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
         batch=batch,
         device=backend.device,
     )
-    subject = Subject.of(recipe.evaluate, backend.observed, data.valid, backend)
     tracker = on_all_ranks(world, lambda: start_tracking(recipe, backend, data, console, progress.step))
     speed = Speed(stream, progress.seen)
     writer = Writer(checkpoints, recipe.checkpoint.required, console.say)
@@ -121,7 +120,8 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
             if last or step % recipe.evaluate.every == 0:
                 meters.reduce(step)  # a model that has diverged is not worth a look
                 backend.observe()
-                numbers, pictures = evaluators.run(recipe.evaluate, subject)
+                subject = Subject(recipe.evaluate, backend.observed, data, world, backend, step)
+                numbers, pictures = evaluators.run(subject)
                 refuse_nonfinite(step, numbers)
                 row |= {f"eval/{name}": value for name, value in numbers.items()}
                 tracker.pictures(pictures, step=step, seen=progress.seen)

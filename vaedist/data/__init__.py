@@ -3,17 +3,20 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 
 from shards.lock import exclusive
-from shards.manifest import NAME, ShardError
+from shards.manifest import NAME, Manifest, ShardError
 from shards.reading.library import CACHE, Library
 from shards.reading.reader import Reader
 from vaedist.config import ConfigError, bounded
 from vaedist.data.order import FullOrder, Order, WindowOrder
 from vaedist.data.store import Kind, PassingStore, Store, TarStore, open_store
 
+Part = Literal["train", "valid"]
 CPU = torch.device("cpu")
 EVALUATED = 8  # fetched shards, at most, that the processes of a node look at in an evaluation at one time
 
@@ -75,8 +78,7 @@ class Config:
         valid = train if shared else store("valid" if "valid" in splits else "train")
         if self.window is not None and isinstance(valid, TarStore):
             valid = PassingStore(valid.reader)
-        shards = [shard.count for shard in library.manifest.split("train").shards]
-        return Dataset(digest=library.manifest.digest, train=train, valid=valid, shards=shards, window=self.window)
+        return Dataset(manifest=library.manifest, train=train, valid=valid, window=self.window)
 
     def _require_room(self, library: Library, streams: int) -> None:
         if self.store != "tar":
@@ -106,12 +108,22 @@ class Config:
 class Dataset:
     """A packed set as a run sees it."""
 
-    digest: str  # the identity of the packed set, whatever is cut out of it
+    manifest: Manifest
     train: Store
-    valid: Store
-    shards: list[int]  # images in each shard of train
+    valid: Store  # the held-out images; those of train where the set has no others
     window: int | None
+
+    @property
+    def digest(self) -> str:
+        """The identity of the packed set, whatever is cut out of it."""
+        return self.manifest.digest
 
     def order(self, seed: int) -> Order:
         """The order of the training images under a seed."""
-        return FullOrder(self.train.count, seed) if self.window is None else WindowOrder(self.shards, self.window, seed)
+        if self.window is None:
+            return FullOrder(self.train.count, seed)
+        return WindowOrder([shard.count for shard in self.manifest.split("train").shards], self.window, seed)
+
+    def array(self, part: Part, name: str) -> np.ndarray:
+        """What the set knows of the images of a part, a row each: see `shards.manifest.Split.arrays`."""
+        return self.manifest.array(part if part in self.manifest.splits else "train", name)

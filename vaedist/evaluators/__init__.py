@@ -1,7 +1,7 @@
 """Looks at the model between steps, one file per evaluator: `run(subject)` yields (name, number or picture)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 
 import numpy as np
@@ -10,14 +10,17 @@ from torch import Tensor
 
 from vaedist.backend import Backend
 from vaedist.config import available, bounded
+from vaedist.data import Dataset, Part
+from vaedist.data.order import Ids
 from vaedist.data.pixels import to_float
-from vaedist.data.store import Store
 from vaedist.data.stream import shares
 from vaedist.noise import Noise
 from vaedist.objectives import Objective
+from vaedist.posterior import Posterior
 from vaedist.world import World
 
-Picture = np.ndarray  # uint8 [H, W, 3]
+Picture = np.ndarray  # uint8 [H, W, 3], or [frames, H, W, 3] of an animation
+ENCODED = 256  # images at a time, whatever the number of ranks: the same bits from any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,35 +39,54 @@ class Config:
 
 @dataclass(frozen=True)
 class Subject:
-    """The model under evaluation and the held-out images; all ranks run every evaluator together."""
+    """The model after `step` steps and the data; all ranks run every evaluator together."""
 
+    config: Config
     objective: Objective
-    held_out: Store
+    data: Dataset
     world: World
     backend: Backend
-    batch: int  # of all ranks together
-    count: int  # of the held-out images that are looked at
+    step: int
+    _codes: dict[Part, Posterior] = field(default_factory=dict, init=False)
 
-    @classmethod
-    def of(cls, config: Config, objective: Objective, held_out: Store, backend: Backend) -> "Subject":
-        """What a recipe's evaluators look at."""
-        count = min(held_out.count, config.images or held_out.count)
-        return cls(objective, held_out, backend.world, backend, config.batch, count)
+    @property
+    def count(self) -> int:
+        """How many held-out images are looked at, the first ones."""
+        return min(self.data.valid.count, self.config.images or self.data.valid.count)
 
-    def images(self, ids: np.ndarray) -> tuple[Tensor, Noise]:
-        """Held-out images [n, C, H, W] in the model's pixel range, and noise that belongs to them for ever."""
-        images = self.held_out.gather(ids).to(self.backend.device)
+    def images(self, ids: np.ndarray, part: Part = "valid") -> tuple[Tensor, Noise]:
+        """Images [n, C, H, W] in the model's pixel range, and noise that belongs to them for ever."""
+        images = getattr(self.data, part).gather(ids).to(self.backend.device)
         return to_float(images, self.backend.dtype, self.objective.vae.pixel_range), self.noise(ids)
+
+    def codes(self, part: Part = "valid") -> Posterior:
+        """q(z | x) of all training images or of the held-out ones that are looked at, [n, latent], in their order.
+
+        Computed once, by all ranks together; every rank has all rows, the same bits on any number of ranks.
+        """
+        if part not in self._codes:
+            count = self.count if part == "valid" else self.data.train.count
+            chunks = [np.arange(start, min(start + ENCODED, count)) for start in range(0, count, ENCODED)]
+            mine = chunks[self.world.rank :: self.world.size]
+            whole: Posterior | None = None
+            for ids in mine or chunks[:1]:
+                some = self.objective.posterior(*self.images(ids, part))
+                whole = whole or type(some)(*(rows.new_zeros(count, rows.shape[1]) for rows in some))
+                for rows, found in zip(whole, some, strict=True):
+                    rows[ids] = found if mine else 0
+            assert whole is not None
+            self._codes[part] = type(whole)(*map(self.world.sum, whole))
+        return self._codes[part]
 
     def noise(self, ids: np.ndarray) -> Noise:
         """The same in every run, whatever its seed: runs are compared on the same draws."""
         return Noise(0, torch.from_numpy(ids).to(self.backend.device)).fork("evaluation")
 
-    def share(self, count: int) -> Iterator[tuple[Tensor, Noise]]:
-        """This rank's share of the first `count` held-out images, batch by batch."""
-        for ids in shares(count, self.world.rank, self.world.size, max(1, self.batch // self.world.size)):
+    def share(self) -> Iterator[Ids]:
+        """This rank's share of the held-out images that are looked at, batch by batch."""
+        for ids in shares(self.count, self.world.rank, self.world.size, max(1, self.config.batch // self.world.size)):
             if len(ids):
-                yield self.images(ids)
+                yield ids
 
     def grid(self, decoded: Tensor, columns: int) -> Picture:
         """Images in the model's pixel range, [n, C, H, W], as one picture."""
@@ -76,13 +98,13 @@ class Subject:
         return (grid * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
 
-def run(config: Config, subject: Subject) -> tuple[dict[str, float], dict[str, Picture]]:
+def run(subject: Subject) -> tuple[dict[str, float], dict[str, Picture]]:
     """The numbers and the pictures of the named evaluators, with the model in evaluation mode and without gradient."""
     numbers: dict[str, float] = {}
     pictures: dict[str, Picture] = {}
     subject.objective.eval()
     with torch.no_grad(), subject.backend.autocast():
-        for evaluator in config.names:
+        for evaluator in subject.config.names:
             for name, found in import_module(f"{__name__}.{evaluator}").run(subject):
                 if isinstance(found, float):
                     numbers[name] = found

@@ -8,15 +8,13 @@ from vaedist.evaluators import Subject
 
 
 def run(subject: Subject) -> Iterator[tuple[str, float]]:
-    objective = subject.objective
-    count = subject.count
-    sums = torch.zeros(2, dtype=torch.float64, device=subject.backend.device)
-    for images, noise in subject.share(count):
-        q = objective.posterior(images, noise)
-        recon = objective.likelihood.nll(objective.vae.decode(q.z, noise), images)
-        kl = q.kl().sum(1)
-        sums += torch.stack([recon, kl]).double().sum(1)
-    recon, kl = (subject.world.sum(sums) / count).tolist()
+    objective, q = subject.objective, subject.codes()
+    total = torch.zeros((), dtype=torch.float64, device=subject.backend.device)
+    for ids in subject.share():
+        images, noise = subject.images(ids)
+        total += objective.likelihood.nll(objective.vae.decode(q.z[ids], noise), images).double().sum()
+    recon = (subject.world.sum(total) / subject.count).item()
+    kl = q.kl().double().sum(1).mean().item()
     yield "recon", recon
     yield "kl", kl
     yield "elbo", -(recon + kl)
