@@ -88,13 +88,11 @@ class Comparison:
             seeds = [run.seed for run in configuration.runs]
             for seed in sorted({seed for seed in seeds if seeds.count(seed) > 1}):
                 yield f"{configuration.number}: {seeds.count(seed)} of its runs have the same seed, {seed}"
-        steps = {
-            row.number: {s for m in metrics if (spread := row.final(m)) for s in spread.steps}
-            for row in self.configurations
-        }
-        if len(set.union(*steps.values())) > 1:
-            words = [f"{number} at {' and '.join(map(str, sorted(own)))}" for number, own in steps.items() if own]
-            yield f"the final values are not all of the same step: {', '.join(words)}"
+        for metric in metrics:
+            found = {row.number: spread.steps for row in self.configurations if (spread := row.final(metric))}
+            if len(set(found.values())) > 1:
+                words = (f"{number} at {steps[0]}" for number, steps in found.items())
+                yield f"{metric} is not of the same step: {', '.join(words)}"
         ground = [key for key in GROUND if key in self.keys]
         if ground:
             yield f"{', '.join(ground)} differ: the numbers do not compare, and none is marked as the best"

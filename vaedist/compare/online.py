@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,33 +51,53 @@ def is_name(word: str) -> bool:
 
 
 def find(word: str, api: Any) -> list[Run]:
-    """The runs that W&B has for entity/project/RUN, where RUN is an id, a name or a group. Raises ConfigError."""
+    """The runs that W&B has for entity/project/RUN, where RUN is an id, a name or a group. Raises ConfigError.
+
+    An evaluation, which W&B has as a run of its own, counts as rows of the run that it looked at, if that is found too.
+    """
     entity, project, name = word.split("/", 2)
     filters = {"$or": [{key: name} for key in ("name", "display_name", "group")]}
     with said():
-        found = [_read(run) for run in api.runs(f"{entity}/{project}", filters=filters)]
+        found = sorted(api.runs(f"{entity}/{project}", filters=filters), key=lambda run: run.job_type == "eval")
+        runs: dict[str, Run] = {}
+        for one in found:
+            run = _read(one)
+            place = run.recipe["run"]
+            same = place in runs and one.job_type == "eval"
+            runs[place if same or place not in runs else run.path] = _joined(runs[place], run) if same else run
     if not found:
         raise ConfigError(f"{word}: is neither a directory nor a run or group of W&B")
-    return found
+    return list(runs.values())
 
 
 def _read(run: Any) -> Run:
     name = "/".join([*run.path[:2], run.name])
-    config = dict(run.config)
-    where = config.pop("environment", {})
-    recipe = canonical(config)
-    if not recipe.get("train.steps", "").isdecimal():
+    recipe = canonical(run.config)
+    if "run" not in recipe or not recipe.get("train.steps", "").isdecimal():
         raise ConfigError(f"{name}: is no run of vaedist: its config has no train.steps")
     rows = [row for row in run.scan_history(use_cache=False) if {"step", "seen"} <= row.keys()]
     return Run(
         name=name,
-        recipe=recipe,
-        data=str(where.get("data") or recipe.get("data.shards", "")),
+        recipe={key: value for key, value in recipe.items() if not key.startswith("environment.")},
+        data=recipe.get("environment.data") or recipe.get("data.shards", ""),
         step=max((row["step"] for row in rows), default=0),
         curves=curves(rows),
         pictures=_pictures(run, rows),
         path="/".join(run.path),
     )
+
+
+def _joined(run: Run, later: Run) -> Run:
+    """The run with the numbers and pictures of a later look at it."""
+    rows = [
+        {"step": point.step, "seen": point.seen, name: point.value}
+        for one in (run, later)
+        for name, curve in one.curves.items()
+        for point in curve
+    ]
+    names = run.pictures.keys() | later.pictures.keys()
+    pictures = {name: run.pictures.get(name, {}) | later.pictures.get(name, {}) for name in names}
+    return replace(run, curves=curves(rows), pictures=pictures)
 
 
 def _pictures(run: Any, rows: list[dict[str, Any]]) -> dict[str, dict[int, Picture]]:

@@ -27,8 +27,8 @@ def save(comparison: Comparison, metrics: Sequence[str], api: Any) -> str:
             ],
             settings=ws.WorkspaceSettings(x_axis="seen", max_runs=len(ids)),
             runset_settings=ws.RunsetSettings(
-                filters=[ws.Metric("ID").isin(ids)],
-                groupby=[ws.Config(key) for key in comparison.telling],
+                filters=ws.And(ws.Metric("ID").isin(ids)),
+                groupby=[ws.Config(_kept(key)) for key in comparison.telling],
             ),
         )
         return view.save_as_new_view().url
@@ -56,13 +56,30 @@ def _place(runs: Sequence[Run], api: Any) -> tuple[str, str, list[str]]:
 
 def _panels(comparison: Comparison, metrics: Sequence[str]) -> list[tuple[str, list[Any]]]:
     wr: Any = import_module("wandb_workspaces.reports.v2")  # whose types do not name what it exports
-    axes = [*map(wr.Config, comparison.telling), *map(wr.SummaryMetric, metrics)]
+
+    class Hyperparameter(wr.ParallelCoordinatesPlotColumn):
+        """A column of our config, whose keys have dots; `wr.Config` would take them for sections."""
+
+        def _to_model(self) -> Any:
+            return super()._to_model().model_copy(update={"accessor": f"config:{_kept(self.metric)}"})
+
+    axes = [
+        *map(Hyperparameter, comparison.telling),
+        *(wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(_last(metric))) for metric in metrics),
+    ]
     pictures = sorted({name for run in comparison.runs for name in run.pictures})
     return [
         ("Curves", [wr.LinePlot(title=metric, x="seen", y=[metric]) for metric in metrics]),
-        ("Recipes", [
-            wr.RunComparer(diff_only="split"),
-            wr.ParallelCoordinatesPlot(columns=[wr.ParallelCoordinatesPlotColumn(axis) for axis in axes]),
-        ]),
+        ("Recipes", [wr.RunComparer(diff_only="split"), wr.ParallelCoordinatesPlot(columns=axes)]),
         ("Pictures", [wr.MediaBrowser(title=name, media_keys=[PICTURES + name], num_columns=4) for name in pictures]),
-    ]  # fmt: skip
+    ]
+
+
+def _kept(key: str) -> str:
+    """Where W&B keeps the value of a config's key."""
+    return f"{key}.value"
+
+
+def _last(metric: str) -> str:
+    """Where its summary has the final value of a metric: beside least and greatest where the tracker asks for them."""
+    return f"{metric}.last" if metric.startswith(("eval/", "train/")) else metric
