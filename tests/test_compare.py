@@ -103,7 +103,9 @@ def test_the_best_is_marked_where_the_numbers_compare(seeds, tmp_path):
     elsewhere = some_runs.write(tmp_path / "other", {"eval/elbo": [0.0, 0.0, 0.0]}, data="e" * 64)
     assert compared([*seeds, elsewhere]).winners("eval/elbo") == set()
     shorter = some_runs.write(tmp_path / "short", {"eval/elbo": [0.0]}, objective__beta=1.0)
-    assert compared([*seeds, shorter]).winners("eval/elbo") == set()
+    comparison = compared([*seeds, shorter])
+    assert comparison.winners("eval/elbo") == set()
+    assert list(comparison.notes(["eval/elbo"]))[-1] == "not of the same step (1 at 30, 2 at 30, 3 at 10): eval/elbo"
 
 
 def test_a_run_that_lags_behind_is_not_averaged_with_those_at_the_end(seeds, tmp_path, capsys):

@@ -88,11 +88,14 @@ class Comparison:
             seeds = [run.seed for run in configuration.runs]
             for seed in sorted({seed for seed in seeds if seeds.count(seed) > 1}):
                 yield f"{configuration.number}: {seeds.count(seed)} of its runs have the same seed, {seed}"
+        uneven: dict[str, list[str]] = {}
         for metric in metrics:
-            found = {row.number: spread.steps for row in self.configurations if (spread := row.final(metric))}
+            found = {row.number: spread.steps[0] for row in self.configurations if (spread := row.final(metric))}
             if len(set(found.values())) > 1:
-                words = (f"{number} at {steps[0]}" for number, steps in found.items())
-                yield f"{metric} is not of the same step: {', '.join(words)}"
+                where = ", ".join(f"{number} at {step}" for number, step in found.items())
+                uneven.setdefault(where, []).append(metric)
+        for where, names in uneven.items():
+            yield f"not of the same step ({where}): {', '.join(names)}"
         ground = [key for key in GROUND if key in self.keys]
         if ground:
             yield f"{', '.join(ground)} differ: the numbers do not compare, and none is marked as the best"

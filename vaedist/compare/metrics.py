@@ -13,8 +13,9 @@ from vaedist.words import nearest
 
 # A word of a metric's name that says which way is better; a name with none of them, or with some of both, has no best.
 HIGHER = {"elbo", "psnr", "ssim", "mig", "sap", "modularity", "disentanglement", "completeness", "informativeness"}
-HIGHER |= {"explicitness", "metric", "accuracy", "precision", "recall", "density", "coverage", "auroc", "r2"}
-LOWER = {"recon", "nll", "bpd", "mse", "mae", "error", "lpips", "fid", "kid"}
+HIGHER |= {"explicitness", "metric", "accuracy", "precision", "recall", "density", "coverage", "irs"}
+HIGHER |= {"infom", "infoc", "infoe"}
+LOWER = {"recon", "nll", "bpd", "mse", "mae", "error", "lpips", "fid", "kid", "swd"}
 SHOWN = ("eval/*", "latent/mi", "latent/tc", "latent/dwkl", "latent/active_units")
 
 
