@@ -1,6 +1,7 @@
 """python -m vaedist.compare RUN RUN ...    what differs between runs, in their recipes, numbers, curves and pictures"""
 
 import argparse
+import gc
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -108,4 +109,5 @@ def complain(error: object) -> bool:
 
 
 if __name__ == "__main__":
+    gc.disable()  # it would look through millions of points for cycles, which there are none of, a third of the time
     sys.exit(main())
