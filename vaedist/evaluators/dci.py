@@ -24,7 +24,7 @@ def dci(train: GroundTruth, test: GroundTruth, world: World = World()) -> dict[s
     def fit(k: int) -> tuple[np.ndarray, float, float]:
         trees = GradientBoostingClassifier(random_state=0).fit(train.codes, train.classes[:, k])
         accuracies = (trees.score(part.codes, part.classes[:, k]) for part in (train, test))
-        return trees.feature_importances_, *accuracies
+        return trees.feature_importances_.clip(min=0), *accuracies  # rounding makes some -1e-17
 
     importances, fitted, scored = zip(*each_factor(world, train.classes.shape[1], fit), strict=True)
     importance = np.stack(importances, axis=1)  # [latent, factors]

@@ -11,6 +11,7 @@ from vaedist.evaluators._ground_truth import (
     each_factor,
     entropy,
     ground_truth,
+    mutual_information,
 )
 from vaedist.world import World
 
@@ -46,10 +47,13 @@ def normalised_information(truth: GroundTruth, world: World = World()) -> np.nda
     codes = truth.codes[:, ranges > (0 if discrete else PRUNED * ranges.max())]
     if not codes.shape[1]:
         return np.empty((0, truth.classes.shape[1]))
+    if discrete:
+        which = [np.unique(column, return_inverse=True)[1] for column in codes.T]
+        return mutual_information(np.stack(which, axis=1), truth.classes) / entropy(truth.classes)
 
     def information(k: int) -> np.ndarray:
         return mutual_info_classif(
-            codes, truth.classes[:, k], discrete_features=discrete, n_neighbors=NEIGHBOURS, random_state=0
+            codes, truth.classes[:, k], discrete_features=False, n_neighbors=NEIGHBOURS, random_state=0
         )
 
     return np.stack(each_factor(world, truth.classes.shape[1], information), axis=1) / entropy(truth.classes)
