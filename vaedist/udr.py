@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from vaedist.backend import Backend
 from vaedist.evaluate import WHOLE
@@ -94,7 +95,9 @@ def rank(runs: list[str], words: list[str], backend: Backend) -> None:
         sets.add((subject.data.digest, subject.count))
     if len(sets) > 1:
         raise ConfigError(f"{', '.join(runs)}: these runs do not look at the same images of the same set")
-    for name, scores in udr(codes, kls).items():
+    with threadpool_limits(limits=1):  # whose sums are the same whatever the number of processes
+        found = udr(codes, kls)
+    for name, scores in found.items():
         for row, score in zip(rows, scores.tolist(), strict=True):
             row[f"udr_{name}"] = score
     for row in rows:

@@ -2,8 +2,8 @@
 
 The defaults are those of disentanglement_lib (Locatello et al. 2019), and every draw is made by a generator of its own
 with a constant seed: the same draws in every run and on any number of ranks. There the images are drawn anew from all
-combinations of the factors; here they are a finite set, the `evaluate.images` first held-out ones, and no image is
-encoded or scored twice as if it were two: `sample` and `split` draw without replacement, as many as there are.
+combinations of the factors; here they are a finite set, the `evaluate.images` first held-out ones: `sample` and `split`
+draw without replacement, as many as there are, so that no image is fitted to and scored.
 """
 
 from collections.abc import Callable
@@ -127,9 +127,10 @@ def ground_truth(subject: Subject) -> GroundTruth:
 
 def known(codes: np.ndarray, values: np.ndarray, continuous: list[bool]) -> GroundTruth:
     """Codes [n, latent] and factors [n, factors]; one that no images share, or all, is left out."""
+    values = values.astype(np.float64)
     binned = np.where(continuous, discretise(values), values)
     classes = np.stack([np.unique(column, return_inverse=True)[1] for column in binned.T], axis=1)
-    truth = GroundTruth(codes, values.astype(np.float64), classes, np.array(continuous))
+    truth = GroundTruth(codes, values, classes, np.array(continuous))
     return truth.factors([k for k, last in enumerate(classes.max(axis=0)) if 0 < last < len(classes) - 1])
 
 
