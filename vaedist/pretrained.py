@@ -28,7 +28,7 @@ class Pretrained(nn.Module):
     def __init__(self, vae: VAE, likelihood: Likelihood, codebook: Codebook | None = None) -> None:
         super().__init__()
         self.vae, self.likelihood, self.codebook = vae, likelihood, codebook
-        self.eval().requires_grad_(False)
+        self.eval().requires_grad_(False)  # dropout and batch normalisation as they are when nothing is learnt
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """mu and logvar of q(z | images), [batch, latent] each; images: uint8, or float in [0, 1].
@@ -50,9 +50,9 @@ class Pretrained(nn.Module):
     def prior(self, count: int) -> Tensor:
         """Draws from p(z), [count, latent], by torch's global generator."""
         if self.codebook is None:
-            return torch.randn(count, self.vae.latent)
+            return torch.randn(count, self.vae.latent, device=next(self.parameters()).device)
         values = self.codebook.values  # [latent, values]
-        return values.gather(1, torch.randint(values.shape[1], (values.shape[0], count))).T
+        return values.gather(1, torch.randint(values.shape[1], (values.shape[0], count), device=values.device)).T
 
 
 def load(directory: str | Path) -> Pretrained:
