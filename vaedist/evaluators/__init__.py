@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,15 +27,20 @@ ENCODED = 256  # images at a time, whatever the number of ranks: the same bits f
 @dataclass(frozen=True, kw_only=True)
 class Config:
     every: int = bounded(10_000, at_least=1)  # steps; the last step is always evaluated
-    names: tuple[str, ...] = ("elbo", "reconstructions", "samples", "traversals")
+    names: tuple[str, ...] = ("elbo", "reconstructions", "samples", "traversals", "quality")
     batch: int = bounded(256, at_least=1)  # held-out images at a time, of all ranks together
     images: int | None = bounded(None, at_least=1)  # the first so many held-out images; null: all
+    inception: Path | None = None  # weights that `fid` needs; null: where torch-fidelity keeps them
 
     def __post_init__(self) -> None:
         known = available(__name__)
         for name in self.names:
             if name not in known:
                 raise ValueError(f"names: no evaluator {name!r}, there are {', '.join(known)}")
+            if require := getattr(import_module(f"{__name__}.{name}"), "require", None):
+                require(self)  # raises ValueError where it lacks something
+        if self.inception and "fid" not in self.names:
+            raise ValueError(f"inception={self.inception} is for the evaluator fid, which names does not have")
 
 
 @dataclass(frozen=True)
