@@ -3,6 +3,7 @@
 A method of Operations has the name of a GraphQL operation and gets its variables; what it returns is a superset of what
 any client asks for, so that no query needs to be read. `wandb_server.serve()` listens on a port of this machine.
 """
+# ruff: noqa: N802, N803, N815 (the names are those of W&B)
 
 import gzip
 import itertools
@@ -34,6 +35,7 @@ class Run:
     events: list[str] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     used: list[str] = field(default_factory=list)  # artifacts
+    preempting: bool = False
 
     @property
     def rows(self) -> list[Answer]:
@@ -154,7 +156,7 @@ class Operations:
             run.config = json.loads(given["config"])
         if given.get("summaryMetrics"):
             run.summary |= json.loads(given["summaryMetrics"])
-        run.state = given.get("state") or "running"
+        run.state = given.get("state") or run.state
         return {"upsertBucket": {"bucket": run.view(self.url), "inserted": new}}
 
     def stream(self, key: str, body: Answer) -> Answer:
@@ -167,11 +169,11 @@ class Operations:
             elif name in ("wandb-history.jsonl", "wandb-events.jsonl"):
                 kept = run.history if "history" in name else run.events
                 kept[start : start + len(lines)] = lines
-        if body.get("preempting"):
-            run.state = "preempting"
+        run.preempting |= bool(body.get("preempting"))
+        run.state = "preempting" if run.preempting else "running"
         if body.get("complete"):
-            failed = "preempted" if run.state == "preempting" else "failed"
-            run.state = failed if body.get("exitcode") else "finished"
+            failed = "preempted" if run.preempting else "failed"
+            run.state, run.preempting = failed if body.get("exitcode") else "finished", False
         return {"exitcode": None, "limits": {}}
 
     def CreateRunFiles(self, entity: str, project: str, run: str, files: list[str]) -> Answer:
@@ -205,11 +207,11 @@ class Operations:
             sampled.append([{key: row[key] for key in keys} for row in run.rows if set(keys) <= row.keys()])
         return self._in_project(project, entity, run={"sampledHistory": sampled})
 
-    def RunParquetHistory(self, project: str, runName: str, entity: str, **_: Any) -> Answer:  # noqa: N803
+    def RunParquetHistory(self, project: str, runName: str, entity: str, **_: Any) -> Answer:
         live = self._run(entity, project, runName).rows
         return self._in_project(project, entity, run={"parquetHistory": {"parquetUrls": [], "liveData": live}})
 
-    def HistoryPage(self, project: str, run: str, minStep: int, maxStep: int, entity: str, **_: Any) -> Answer:  # noqa: N803
+    def HistoryPage(self, project: str, run: str, minStep: int, maxStep: int, entity: str, **_: Any) -> Answer:
         lines = self._run(entity, project, run).history
         page = [line for line in lines if minStep <= json.loads(line)["_step"] < maxStep]
         return self._in_project(project, entity, run={"history": page})
@@ -221,9 +223,9 @@ class Operations:
         self.views = [other for other in self.views if other["id"] != view["id"]] + [view]
         return {"upsertView": {"view": view, "inserted": True}}
 
-    UpsertView = UpsertView2
+    upsertView = UpsertView2
 
-    def View(self, entityName: str, name: str, viewName: str, **_: Any) -> Answer:  # noqa: N803
+    def View(self, entityName: str, name: str, viewName: str, **_: Any) -> Answer:
         found = [{"node": view} for view in self.views if viewName in (view["name"], view["displayName"])]
         return self._in_project(name, entityName, allViews=_edges(found))
 
@@ -250,7 +252,7 @@ class Operations:
     def CreateAgent(self, sweep: str, **_: Any) -> Answer:
         return {"createAgent": {"agent": {"id": sweep}}}
 
-    def Heartbeat(self, id: str, runState: str, **_: Any) -> Answer:  # noqa: N803
+    def Heartbeat(self, id: str, runState: str, **_: Any) -> Answer:
         sweep, commands = self.sweeps[id], []
         if not json.loads(runState):
             commands = [{"type": "exit"}]
@@ -262,25 +264,25 @@ class Operations:
 
     # Artifacts
 
-    def ClientIDMapping(self, clientID: str) -> Answer:  # noqa: N803
+    def ClientIDMapping(self, clientID: str) -> Answer:
         ids = [number for number, found in enumerate(self.artifacts) if found["clientID"] == clientID]
         return {"clientIDMapping": {"serverID": str(ids[0])} if ids else None}
 
     def CreateArtifact(self, input: Answer) -> Answer:
-        same = (i for i, found in enumerate(self.artifacts) if _name(found) == _name(input))
-        same = [i for i in same if self.artifacts[i]["digest"] == input["digest"]]
-        number = same[0] if same else len(self.artifacts)
-        if not same:
+        known = [(_name(found), found["digest"]) for found in self.artifacts]
+        if (_name(input), input["digest"]) not in known:  # else it is that version
+            known.append((_name(input), input["digest"]))
             self.artifacts.append(input | {"state": "PENDING"})
+        number = known.index((_name(input), input["digest"]))
         found = {"id": str(number), "state": self.artifacts[number]["state"]}
         return {"createArtifact": {"artifact": found | {"artifactSequence": {"latestArtifact": None}}}}
 
-    def CreateArtifactManifest(self, artifactID: str, **_: Any) -> Answer:  # noqa: N803
+    def CreateArtifactManifest(self, artifactID: str, **_: Any) -> Answer:
         url = f"{self.url}/storage/artifact/{artifactID}/manifest.json"
         file = {"id": artifactID, "uploadUrl": url, "uploadHeaders": []}
         return {"createArtifactManifest": {"artifactManifest": {"id": artifactID, "file": file}}}
 
-    def UpdateArtifactManifest(self, artifactManifestID: str, **_: Any) -> Answer:  # noqa: N803
+    def UpdateArtifactManifest(self, artifactManifestID: str, **_: Any) -> Answer:
         return {"updateArtifactManifest": self.CreateArtifactManifest(artifactManifestID)["createArtifactManifest"]}
 
     def CreateArtifactFiles(self, input: Answer) -> Answer:
@@ -292,7 +294,7 @@ class Operations:
         files = [{"node": place(file)} for file in input["artifactFiles"]]
         return {"createArtifactFiles": {"files": _edges(files)}}
 
-    def CommitArtifact(self, artifactID: str) -> Answer:  # noqa: N803
+    def CommitArtifact(self, artifactID: str) -> Answer:
         artifact = self.artifacts[int(artifactID)]
         artifact["state"] = "COMMITTED"
         return {"commitArtifact": {"artifact": {"id": artifactID, "digest": artifact["digest"]}}}
@@ -358,8 +360,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.state.asked.append(name)
         if not hasattr(Operations, name):
             return {"errors": [{"message": f"this server knows no {name}"}]}
-        given = {key: value for key, value in (body.get("variables") or {}).items()}
-        return {"data": getattr(self.server.state, name)(**given)}
+        return {"data": getattr(self.server.state, name)(**(body.get("variables") or {}))}
 
     def do_PUT(self) -> None:
         content, state = self._body(), self.server.state
