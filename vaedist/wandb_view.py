@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,7 @@ class Wandb:
 
     def __init__(self, run: Any, about: About, has: int, announce: Callable[[str], None]) -> None:
         self._run, self._about, self._has, self._announce = run, about, has, announce
-        self._preempted = False
+        self._preempted, self._defined = False, set[str]()
 
     def log(self, row: Mapping[str, float]) -> None:
         step = int(row["step"])
@@ -62,7 +62,19 @@ class Wandb:
 
         latents = [value for key, value in row.items() if re.fullmatch(r"latent/kl_\d+", key)]
         more = {"latent/kl_histogram": Histogram(latents)} if latents else {}
+        self._attempt(self._define(row.keys()))
         self._attempt(lambda run: run.log(dict(row) | more, step=step, commit=True))
+
+    def _define(self, names: Iterable[str]) -> Callable[[Any], None]:
+        """The summaries of what is new, one by one: of two patterns that fit a name W&B takes either."""
+        new = {name for name in names if name.startswith(("eval/", "train/"))} - self._defined
+        self._defined |= new
+
+        def define(run: Any) -> None:
+            for name in sorted(new):
+                run.define_metric(name, step_metric="seen", summary="min,max,last")
+
+        return define
 
     def pictures(self, directory: Path, step: int, seen: int) -> None:
         """The pictures of a step, which its row follows."""
@@ -187,8 +199,6 @@ def _start(mode: Attempt, about: About) -> Any:
         ),
     )
     run.define_metric("seen")
-    for names in ("eval/*", "train/*"):  # before the wider pattern, which would win
-        run.define_metric(names, step_metric="seen", summary="min,max,last")
     run.define_metric("*", step_metric="seen")
     return run
 
