@@ -243,7 +243,10 @@ def _finite(text: str) -> float:
 
 
 _LEAVES: dict[Any, tuple[Callable[[str], Any], str]] = {
-    bool: (lambda text: bool(("false", "true").index(text)), "true or false"),
+    bool: (
+        lambda text: bool(("false", "true").index(text.lower())),
+        "true or false",
+    ),  # True is what `wandb agent` says
     int: (_integer, "an int"),
     float: (_finite, "a finite number"),
     str: (str, "text"),
