@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from PIL import Image
 from wandb_records import logged
 
 from vaedist.config import ConfigError
-from vaedist.tracker import Config, Tracker, open_tracker
+from vaedist.tracker import Config, Tracker, open_tracker, open_view, write_pictures
 
 OFF = Config(wandb="off")
 PICTURE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -277,6 +278,7 @@ def test_an_online_run_is_whole_on_the_server_and_resumes_without_gap_or_duplica
         tracker.complete(saved)
     assert rows(run)[:2] == lost
     assert steps(server, run) == whole(8)
+    assert found.summary["eval/elbo"]["last"] == -9
     assert (found.state, found.used) == ("finished", ["faces"])
     assert server.manifest(f"checkpoint-{found.id}").keys() == {"state.json"}
     (data,) = [artifact for artifact in server.artifacts if artifact["artifactTypeName"] == "dataset"]
@@ -291,6 +293,87 @@ def test_what_a_killed_process_had_not_sent_is_sent_at_the_next_start(
     with start(Config(), run, lines, done=3) as tracker:
         tracker.log(row(4))
     assert steps(server, run) == whole(4)
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_a_run_of_its_own_beside_the_one_it_looks_at(
+    run: Path, lines: list[str], server: wandb_server.Operations
+) -> None:
+    recipe = {"run": str(run), "objective": {"name": "vae"}, "data": {"shards": "data/faces"}}
+    place = run / "evaluation" / "step-00000003"
+    write_pictures(place, {"samples": PICTURE})
+    (place / "metrics.json").write_text("{}")
+    for _ in range(2):
+        view = open_view(Config(), place, "eval", recipe, {"data": "d1"}, lines.append)
+        assert view is not None
+        view.replay([row(3)], lambda _: place)
+        view.close(failed=False)
+    assert all(line.startswith("W&B: online, ") for line in lines)
+    assert len(server.runs) == 2
+    for found in server.runs.values():
+        assert (found.about["jobType"], found.about["group"]) == ("eval", "a run")
+        assert found.about["displayName"] == "a run step-00000003"
+        assert [(at["_step"], at["seen"]) for at in found.rows] == [(3, 192)]
+        assert any("pictures/samples" in name for name in found.files)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failures", [[429, 503, 500, 429], [400] * 99])
+def test_a_server_that_stumbles_costs_nothing_but_time(
+    run: Path, lines: list[str], server: wandb_server.Operations, failures: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vaedist.wandb_view.LAST", 15.0)
+    with start(Config(), run, lines) as tracker:
+        server.failures += failures
+        for step in range(1, 4):
+            tracker.log(row(step))
+    assert rows(run) == [row(step) for step in range(1, 4)]
+    server.failures.clear()
+    with start(Config(), run, lines, done=3) as tracker:
+        tracker.log(row(4))
+    assert steps(server, run) == whole(4)
+
+
+@pytest.mark.slow
+def test_a_server_that_never_answers_leaves_the_run_offline(
+    run: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vaedist.wandb_view.PATIENCE", 2.0)
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        began = time.monotonic()
+        with start(Config(), run, lines) as tracker:
+            tracker.log(row(1))
+        assert time.monotonic() - began < 40
+    assert len(lines) == 1
+    assert lines[0].startswith("W&B: offline, ")
+    (segment,) = logged(run)
+    assert [found["seen"] for found in segment.rows] == [64]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # wandb_workspaces' own
+def test_the_public_api_and_a_saved_workspace_find_the_runs(
+    run: Path, lines: list[str], server: wandb_server.Operations
+) -> None:
+    with start(Config(), run, lines, seed=3) as tracker:
+        for step in range(1, 4):
+            tracker.log(row(step))
+    import wandb_workspaces.reports.v2 as reports
+    import wandb_workspaces.workspaces as workspaces
+
+    import wandb
+
+    (found,) = wandb.Api().runs("me/vaedist", filters={"group": "a run", "config.seed.value": {"$gte": 3}})
+    assert (found.state, found.config["seed"]) == ("finished", 3)
+    history = found.history(keys=["train/loss"], x_axis="seen", pandas=False)
+    assert history == [{"seen": 64 * step, "train/loss": 1 / step} for step in range(1, 4)]
+    assert [at["seen"] for at in found.scan_history()] == [64, 128, 192]
+    section = workspaces.Section("losses", panels=[reports.LinePlot(x="seen", y=["train/loss"])])
+    workspaces.Workspace(entity="me", project="vaedist", name="runs", sections=[section]).save()
+    (view,) = server.views
+    assert "train/loss" in view["spec"]
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from shards.files import replacing
 
 PATIENCE = 30.0  # seconds for the server to answer at the start of a run
 LAST, UPLOAD = 60.0, 600.0  # seconds for it to take the rest at the end, and a checkpoint
+PICTURES = ".png", ".gif"
 LONGEST = 64, 128  # characters that W&B allows a tag, and a name or group
 Attempt = Literal["online", "offline"]
 Job = Literal["train", "eval"]
@@ -85,7 +86,7 @@ class Wandb:
         def media(path: Path) -> Any:
             return Video(str(path), format="gif") if path.suffix == ".gif" else Image(str(path))
 
-        found = {f"pictures/{path.stem}": path for path in sorted(directory.glob("[!.]*"))}
+        found = {f"pictures/{path.stem}": path for path in sorted(directory.iterdir()) if path.suffix in PICTURES}
         self._attempt(
             lambda run: run.log(
                 {"step": step, "seen": seen} | {name: media(path) for name, path in found.items()},
