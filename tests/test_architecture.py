@@ -15,7 +15,7 @@ OWNERS = {  # only these files know the package
     "h5py": ("shards/sources/official.py",),
     "simplejpeg": ("shards/image.py",),
     "torch.distributed": ("vaedist/backend.py", "vaedist/world.py"),
-    "wandb": ("vaedist/tracker.py", "vaedist/compare/online.py"),
+    "wandb": ("vaedist/wandb_view.py", "vaedist/compare/online.py"),
     "webdataset": ("shards/", "vaedist/data/"),
     "yaml": ("vaedist/words.py",),
 }

@@ -173,7 +173,7 @@ def test_a_value_is_what_its_type_reads_in_a_file_and_in_a_word(key: str, text: 
     ("word", "message"),
     [
         ("b=yes", "b=yes is not true or false"),
-        ("b=True", "b=True is not true or false"),
+        ("b=on", "b=on is not true or false"),
         ("b=1", "b=1 is not true or false"),
         ("i=abc", "i=abc is not an int"),
         ("i=1.5", "i=1.5 is not an int"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -13,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import wandb_server
 from PIL import Image
 from wandb_records import logged
 
 from vaedist.config import ConfigError
-from vaedist.tracker import Config, Tracker, open_tracker
+from vaedist.tracker import Config, Tracker, open_tracker, open_view, write_pictures
 
 OFF = Config(wandb="off")
 PICTURE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -48,7 +50,8 @@ def run(tmp_path: Path) -> Path:
 
 
 def start(track: Config, run: Path, lines: list[str], *, done: int = 0, **config: Any) -> Tracker:
-    return open_tracker(track, run=run, config=config, done=done, announce=lines.append)
+    recipe = {"run": str(run), "objective": {"name": "vae"}, "data": {"shards": "data/faces"}} | config
+    return open_tracker(track, run=run, recipe=recipe, environment={"data": "d1"}, done=done, announce=lines.append)
 
 
 def row(step: int) -> dict[str, float]:
@@ -132,23 +135,21 @@ def test_without_credentials_the_run_is_offline_and_complete(run: Path, lines: l
     track = Config(project="p", group="sweep", tags=("x", "y"))
     with start(track, run, lines, objective={"name": "vae", "beta": 1.5}, seed=3) as tracker:
         for step in range(1, 4):
+            if step == 3:
+                tracker.pictures({"samples": PICTURE}, step=3, seen=192)
             tracker.log(row(step))
-        tracker.pictures({"samples": PICTURE}, step=3, seen=192)
     assert lines == [
         f"W&B: offline, no credentials; `wandb login` stores them; upload: wandb sync '{run}/wandb'/offline-run-*"
     ]
     (segment,) = logged(run)
     assert (segment.id, segment.name, segment.group) == ((run / "wandb" / "id").read_text(), "a run", "sweep")
-    assert segment.tags == ["x", "y"]
+    assert segment.tags == ["x", "y", "vae", "faces"]
     assert segment.exit_code == 0
-    assert {key: segment.config[key] for key in ("objective", "seed")} == {
-        "objective": {"name": "vae", "beta": 1.5},
-        "seed": 3,
-    }
+    keys = ("objective.name", "objective.beta", "seed", "environment.data")
+    assert [segment.config[key] for key in keys] == ["vae", 1.5, 3, "d1"]
     assert segment.step_metrics["*"] == "seen"
     assert [{key: found[key] for key in row(1)} for found in segment.rows[:3]] == [row(step) for step in range(1, 4)]
-    picture = segment.rows[3]
-    assert (picture["step"], picture["seen"], len(segment.rows)) == (3, 192, 4)
+    assert len(segment.rows) == 3
     (path,) = (run / "wandb").glob("offline-run-*/files/media/images/pictures/samples_*.png")
     with Image.open(path) as image:
         np.testing.assert_array_equal(np.asarray(image), PICTURE)
@@ -159,13 +160,14 @@ def test_a_resumed_run_is_the_same_run_on_wandb(run: Path, lines: list[str]) -> 
     tracker = start(track, run, lines)
     tracker.log(row(1))
     tracker.close(failed=True)
+    (first,) = logged(run)
     time.sleep(1)  # W&B names a segment by the second it starts in
     with start(track, run, lines, done=1) as tracker:
         tracker.log(row(2))
-    first, second = logged(run)
+    (second,) = logged(run)  # it has what the first had, whatever became of that
     assert first.id == second.id
     assert (first.exit_code, second.exit_code) == (1, 0)
-    assert [found["seen"] for segment in (first, second) for found in segment.rows] == [64, 128]
+    assert [found["seen"] for found in second.rows] == [64, 128]
     assert rows(run) == [row(1), row(2)]
     assert lines == [f"W&B: offline, as asked; upload: wandb sync '{run}/wandb'/offline-run-*"] * 2
 
@@ -223,6 +225,180 @@ def refusing_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         thread.join()
 
 
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[wandb_server.Operations]:
+    with wandb_server.serve() as state:
+        monkeypatch.setenv("WANDB_BASE_URL", state.url)
+        monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+        yield state
+
+
+def steps(server: wandb_server.Operations, run: Path) -> list[tuple[int, int]]:
+    """W&B's step and our clock of every row that the server has."""
+    return [(found["_step"], found["seen"]) for found in server.run((run / "wandb" / "id").read_text()).rows]
+
+
+def whole(last: int) -> list[tuple[int, int]]:
+    return [(step, 64 * step) for step in range(1, last + 1)]
+
+
+def sync(run: Path) -> None:
+    command = [sys.executable, "-m", "wandb", "sync", *map(str, (run / "wandb").glob("offline-run-*"))]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+
+def test_an_online_run_is_whole_on_the_server_and_resumes_without_gap_or_duplicate(
+    run: Path, lines: list[str], server: wandb_server.Operations
+) -> None:
+    server.failures = [500]
+    track = Config(notes="why", tags=("x",), artifacts=True)
+    animation = np.stack([PICTURE, PICTURE[::-1]])
+    tracker = start(track, run, lines, seed=3)
+    for step in range(1, 6):
+        if step == 2:
+            tracker.pictures({"samples": PICTURE, "turn": animation}, step=2, seen=128)
+        tracker.log(row(step) | {"latent/kl_00": 0.5, "latent/kl_01": 2.0, "eval/elbo": float(-abs(step - 3))})
+    tracker.preempted()
+    tracker.close()
+    found = server.run((run / "wandb" / "id").read_text())
+    assert lines == [f"W&B: online, {server.url}/me/vaedist/runs/{found.id}"]
+    assert (found.state, found.about["notes"], found.about["jobType"]) == ("preempted", "why", "train")
+    assert (found.about["group"], found.about["tags"]) == ("a run", ["x", "vae", "faces"])
+    assert (found.values()["seed"], found.values()["environment.data"]) == (3, "d1")
+    assert found.summary["eval/elbo"] == {"min": -2, "max": 0, "last": -2}
+    assert found.rows[0]["latent/kl_histogram"]["values"].count(1) == 2
+    assert {kind.rpartition(".")[2] for kind in found.files if "pictures/" in kind} == {"png", "gif"}
+
+    (saved := run / "checkpoints" / "step-00000008").mkdir(parents=True)
+    (saved / "state.json").write_text("{}")
+    lost = rows(run)[:2]  # a process that was killed had sent steps 4 and 5, the checkpoint is of step 3
+    with start(track, run, lines, done=3) as tracker:
+        for step in range(4, 9):
+            tracker.log(row(step) | {"eval/elbo": -9.0})
+        tracker.complete(saved)
+    assert rows(run)[:2] == lost
+    assert steps(server, run) == whole(8)
+    assert found.summary["eval/elbo"]["last"] == -9
+    assert (found.state, found.used) == ("finished", ["faces"])
+    assert server.manifest(f"checkpoint-{found.id}").keys() == {"state.json"}
+    (data,) = [artifact for artifact in server.artifacts if artifact["artifactTypeName"] == "dataset"]
+    assert json.loads(data["metadata"]) == {"location": str(Path("data/faces").absolute()), "digest": "d1"}
+
+
+def test_what_a_killed_process_had_not_sent_is_sent_at_the_next_start(
+    run: Path, lines: list[str], server: wandb_server.Operations
+) -> None:
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row(step))}\n" for step in (1, 2, 3, 4)))
+    with start(Config(), run, lines, done=3) as tracker:
+        tracker.log(row(4))
+    assert steps(server, run) == whole(4)
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_a_run_of_its_own_beside_the_one_it_looks_at(
+    run: Path, lines: list[str], server: wandb_server.Operations
+) -> None:
+    recipe = {"run": str(run), "objective": {"name": "vae"}, "data": {"shards": "data/faces"}}
+    place = run / "evaluation" / "step-00000003"
+    write_pictures(place, {"samples": PICTURE})
+    (place / "metrics.json").write_text("{}")
+    for _ in range(2):
+        view = open_view(Config(), place, "eval", recipe, {"data": "d1"}, lines.append)
+        assert view is not None
+        view.replay([row(3)], lambda _: place)
+        view.close(failed=False)
+    assert all(line.startswith("W&B: online, ") for line in lines)
+    assert len(server.runs) == 2
+    for found in server.runs.values():
+        assert (found.about["jobType"], found.about["group"]) == ("eval", "a run")
+        assert found.about["displayName"] == "a run step-00000003"
+        assert [(at["_step"], at["seen"]) for at in found.rows] == [(3, 192)]
+        assert any("pictures/samples" in name for name in found.files)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failures", [[429, 503, 500, 429], [400] * 99])
+def test_a_server_that_stumbles_costs_nothing_but_time(
+    run: Path, lines: list[str], server: wandb_server.Operations, failures: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vaedist.wandb_view.LAST", 15.0)
+    with start(Config(), run, lines) as tracker:
+        server.failures += failures
+        for step in range(1, 4):
+            tracker.log(row(step))
+    assert rows(run) == [row(step) for step in range(1, 4)]
+    server.failures.clear()
+    with start(Config(), run, lines, done=3) as tracker:
+        tracker.log(row(4))
+    assert steps(server, run) == whole(4)
+
+
+@pytest.mark.slow
+def test_a_server_that_never_answers_leaves_the_run_offline(
+    run: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vaedist.wandb_view.PATIENCE", 2.0)
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        began = time.monotonic()
+        with start(Config(), run, lines) as tracker:
+            tracker.log(row(1))
+        assert time.monotonic() - began < 40
+    assert len(lines) == 1
+    assert lines[0].startswith("W&B: offline, ")
+    (segment,) = logged(run)
+    assert [found["seen"] for found in segment.rows] == [64]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # wandb_workspaces' own
+def test_the_public_api_and_a_saved_workspace_find_the_runs(
+    run: Path, lines: list[str], server: wandb_server.Operations
+) -> None:
+    with start(Config(), run, lines, seed=3) as tracker:
+        for step in range(1, 4):
+            tracker.log(row(step))
+    import wandb
+    import wandb_workspaces.reports.v2 as reports
+    import wandb_workspaces.workspaces as workspaces
+
+    (found,) = wandb.Api().runs("me/vaedist", filters={"group": "a run", "config.seed.value": {"$gte": 3}})
+    assert (found.state, found.config["seed"]) == ("finished", 3)
+    history = found.history(keys=["train/loss"], x_axis="seen", pandas=False)
+    assert history == [{"seen": 64 * step, "train/loss": 1 / step} for step in range(1, 4)]
+    assert [at["seen"] for at in found.scan_history()] == [64, 128, 192]
+    section = workspaces.Section("losses", panels=[reports.LinePlot(x="seen", y=["train/loss"])])
+    workspaces.Workspace(entity="me", project="vaedist", name="runs", sections=[section]).save()
+    (view,) = server.views
+    assert "train/loss" in view["spec"]
+
+
+@pytest.mark.slow
+def test_offline_segments_are_one_run_without_gap_or_duplicate_after_a_sync(
+    run: Path, lines: list[str], server: wandb_server.Operations
+) -> None:
+    track = Config(wandb="offline")
+    for done, last in ((0, 5), (3, 7)):
+        with start(track, run, lines, done=done) as tracker:
+            for step in range(done + 1, last + 1):
+                tracker.log(row(step))
+        time.sleep(1)
+    sync(run)
+    assert steps(server, run) == whole(7)
+    for done, last in ((5, 8), (8, 9)):  # after a sync, which had steps 6 and 7 too
+        with start(track, run, lines, done=done) as tracker:
+            for step in range(done + 1, last + 1):
+                tracker.log(row(step))
+        time.sleep(1)
+    sync(run)
+    assert steps(server, run) == whole(9)
+    with start(Config(), run, lines, done=9) as tracker:
+        tracker.log(row(10))
+    assert steps(server, run) == whole(10)
+
+
 def test_a_server_that_refuses_the_run_leaves_it_offline(
     run: Path, lines: list[str], refusing_server: list[str]
 ) -> None:
@@ -252,7 +428,7 @@ def test_a_server_that_cannot_be_reached_leaves_the_run_offline(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
     monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setattr("vaedist.tracker.PATIENCE", 2.0)
+    monkeypatch.setattr("vaedist.wandb_view.PATIENCE", 2.0)
     with start(Config(), run, lines) as tracker:
         for step in range(1, 4):
             tracker.log(row(step))
@@ -279,7 +455,11 @@ def kill_wandb():
     os.kill(core, signal.SIGKILL)
 
 killed_at, run = int(sys.argv[1]), Path(sys.argv[2])
-with open_tracker(Config(wandb="offline"), run=run, config={}, done=0, announce=print) as tracker:
+recipe = {"run": str(run), "objective": {"name": "vae"}, "data": {"shards": "data/faces"}}
+where = {"data": "d1"}
+with open_tracker(
+    Config(wandb="offline"), run=run, recipe=recipe, environment=where, done=0, announce=print
+) as tracker:
     for step in range(1, 5):
         if step == killed_at:
             kill_wandb()

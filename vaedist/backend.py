@@ -19,7 +19,7 @@ from shards.parallel import cores
 from vaedist import zero
 from vaedist.checkpoint import CheckpointError, Snapshot, averaged
 from vaedist.config import ConfigError, bounded
-from vaedist.debug import DivergedError
+from vaedist.debug import DivergedError, read
 from vaedist.optimizer import Average
 from vaedist.peers import Peers
 from vaedist.world import Vote, World, together
@@ -151,6 +151,7 @@ class Backend:
         # which is exact), a row's gradient is the same float16 number whatever the number of ranks.
         self._share = 2.0 ** -(self.world.size - 1).bit_length()
         self._scaler = self._loss_scaler()
+        self._norms: dict[str, Tensor] = {}
         self.threads = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # this process's share
         if self.device.type == "cpu":
             torch.set_num_threads(self.threads)  # launchers say 1
@@ -210,8 +211,10 @@ class Backend:
         with together("the backward pass and its all-reduce of gradients"):
             self._accelerator.backward(loss if self._stage is not None else self._scaler.scale(loss))
 
-    def step(self, number: int) -> None:
+    def step(self, number: int, measured: bool = False) -> None:
         """Moves the weights and forgets the gradients; before a step's last micro-batch it does nothing.
+
+        measured: `gradient_norms` will be asked for.
 
         In fp16 it skips a step whose gradients overflow: they were averaged over ranks, so that all see the same. Fused
         Adam does so on the device, and nobody waits to learn of it; accelerate's wrapper would hide that it can.
@@ -219,6 +222,8 @@ class Backend:
         if not self._accelerator.sync_gradients:
             return
         if self._stage is None:
+            if measured:
+                self._measure()
             if self._config.clip:
                 self._scaler.unscale_(self._optimizer)
                 nn.utils.clip_grad_norm_(self._objective.parameters(), self._config.clip)
@@ -231,6 +236,24 @@ class Backend:
                 f"step {number}: the gradients are not finite; nothing of this step was saved; start a new run with a "
                 "lower lr, or resume this with train.precision=fp32 if that was not it"
             )
+
+    def gradient_norms(self, step: int) -> dict[str, float]:
+        """Of each player, in the measured `step` just made: of the whole batch's gradient, before clipping.
+
+        Nothing under DeepSpeed, which has divided the gradients and forgotten them when its step returns, and nothing
+        in fp16 where they overflowed. Raises DivergedError.
+        """
+        norms, self._norms = self._norms, {}
+        if self._half == torch.float16:
+            norms = {name: norm for name, norm in norms.items() if norm.isfinite()}
+        return read(step, norms) if norms else {}
+
+    def _measure(self) -> None:
+        """Waits for nothing: the norms stay on the device."""
+        scale = self._scaler.scale(torch.ones((), device=self.device))
+        for group in self._optimizer.param_groups:
+            gradients = [weight.grad for weight in group["params"] if weight.grad is not None]
+            self._norms[f"grad_norm_{group['name']}"] = nn.utils.get_total_norm(gradients) / scale
 
     def overflows(self, step: int) -> dict[str, float]:
         """Of fp16: the loss scale, and how many of the `step` steps were skipped. Raises DivergedError."""

@@ -243,7 +243,10 @@ def _finite(text: str) -> float:
 
 
 _LEAVES: dict[Any, tuple[Callable[[str], Any], str]] = {
-    bool: (lambda text: bool(("false", "true").index(text)), "true or false"),
+    bool: (
+        lambda text: bool(("false", "true").index(text.lower())),
+        "true or false",
+    ),  # True is what `wandb agent` says
     int: (_integer, "an int"),
     float: (_finite, "a finite number"),
     str: (str, "text"),
@@ -278,13 +281,18 @@ def dump(config: Any) -> str:
     return words.to_yaml(as_dict(config))
 
 
-def flatten(config: Mapping[str, Any], section: str = "") -> dict[str, str]:
-    """`key.path -> value`, as a recipe writes it, of nested dicts such as `as_dict` gives."""
-    flat: dict[str, str] = {}
+def leaves(config: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+    """`key.path -> value` of nested dicts such as `as_dict` gives."""
+    flat: dict[str, Any] = {}
     for name, value in config.items():
         key = join(section, name)
-        flat |= flatten(value, key) if isinstance(value, Mapping) else {key: _text(value)}
+        flat |= leaves(value, key) if isinstance(value, Mapping) else {key: value}
     return flat
+
+
+def flatten(config: Mapping[str, Any]) -> dict[str, str]:
+    """The same with every value as a recipe writes it."""
+    return {key: _text(value) for key, value in leaves(config).items()}
 
 
 def _text(value: Any) -> str:

@@ -21,10 +21,12 @@ def evaluate(recipe: Recipe, backend: Backend, stop: Stop) -> None:
     from shards.files import replacing
     from vaedist import evaluators
     from vaedist.checkpoint import CheckpointError, Checkpoints, averaged
+    from vaedist.config import as_dict
     from vaedist.console import Console
     from vaedist.debug import refuse_nonfinite
+    from vaedist.environment import environment
     from vaedist.evaluators import Subject
-    from vaedist.tracker import write_pictures
+    from vaedist.tracker import open_view, write_pictures
     from vaedist.trainer import on_all_ranks, open_run
 
     world, console = backend.world, Console(main=backend.main)
@@ -44,6 +46,10 @@ def evaluate(recipe: Recipe, backend: Backend, stop: Stop) -> None:
         row = {"step": step, "seen": snapshot.progress.seen} | found
         with replacing(directory / "metrics.json") as file:
             file.write(f"{json.dumps(row, indent=1, allow_nan=False)}\n".encode())
+        where = environment(step=step, world_size=world.size, device=backend.describe(), data=data.digest)
+        if view := open_view(recipe.track, directory, "eval", as_dict(recipe), where, console.say):
+            view.replay([row], lambda _: directory)
+            view.close(failed=False)
         console.say(f"step {step}  {'  '.join(f'{name} {value:.4g}' for name, value in found.items())}")
         console.say(f"{recipe.run}: evaluated at step {step}; see {directory}")
 

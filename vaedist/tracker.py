@@ -5,26 +5,24 @@ import io
 import json
 import os
 import platform
-import secrets
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal, Protocol
+from typing import IO, Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from shards.files import replacing
-from vaedist.config import ConfigError, bounded
+from shards.remote.fetch import is_remote
+from vaedist.config import ConfigError, bounded, leaves
+from vaedist.wandb_view import About, Job, Wandb, has_credentials, open_wandb
 from vaedist.words import nearest
 
 Mode = Literal["auto", "online", "offline", "off"]
-PATIENCE = 30.0  # seconds for the server to answer at the start of a run
 FRAME = 120  # milliseconds of an animation's frame
-Attempt = Literal["online", "offline"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,40 +31,48 @@ class Config:
     wandb: Mode = "auto"  # online where a credential is found, else offline; WANDB_MODE decides if it is set
     project: str = "vaedist"
     entity: str | None = None
-    group: str | None = None
-    tags: tuple[str, ...] = ()
-
-
-class Sink(Protocol):
-    """A place where rows and pictures go."""
-
-    def log(self, row: Mapping[str, float]) -> None: ...
-
-    def pictures(self, pictures: Mapping[str, np.ndarray], step: int, seen: int) -> None: ...
-
-    def close(self, failed: bool) -> None: ...
+    group: str | None = None  # of the runs that are compared; null: the run's name without its seed
+    tags: tuple[str, ...] = ()  # beside the objective and the data set
+    notes: str | None = None
+    artifacts: bool = False  # the last checkpoint goes to W&B, as made from the data set, of which it gets the address
 
 
 class Tracker:
-    """Hands everything to its sinks in turn; without any it is the tracker of a process that writes nothing."""
+    """Keeps rows and pictures on disk and shows them on W&B; without either it is the others' tracker."""
 
-    def __init__(self, sinks: Sequence[Sink] = ()) -> None:
-        self._sinks = sinks
+    def __init__(self, files: "Files | None" = None, view: Wandb | None = None) -> None:
+        self._files, self._view = files, view
 
     def log(self, row: Mapping[str, float]) -> None:
         """One row of numbers; `step` and `seen` are among them."""
-        for sink in self._sinks:
-            sink.log(row)
+        if self._files:
+            self._files.log(row)
+        if self._view:
+            self._view.log(row)
 
     def pictures(self, pictures: Mapping[str, np.ndarray], step: int, seen: int) -> None:
-        """Pictures by name, uint8 [H, W, 3], or [frames, H, W, 3] of an animation."""
-        for sink in self._sinks:
-            sink.pictures(pictures, step, seen)
+        """Pictures by name, uint8 [H, W, 3], or [frames, H, W, 3] of an animation; the row of the step comes later."""
+        if self._files:
+            write_pictures(self._files.pictures(step), pictures)
+            if self._view:
+                self._view.pictures(self._files.pictures(step), step, seen)
+
+    def complete(self, checkpoint: Path) -> None:
+        """The run has ended with this checkpoint."""
+        if self._view:
+            self._view.checkpoint(checkpoint)
+
+    def preempted(self) -> None:
+        """The run ends now and will go on."""
+        if self._view:
+            self._view.preempted()
 
     def close(self, failed: bool = False) -> None:
-        for sink in self._sinks:
-            sink.close(failed)
-        self._sinks = ()
+        files, view, self._files, self._view = self._files, self._view, None, None
+        if files:
+            files.close(failed)
+        if view:
+            view.close(failed)
 
     def __enter__(self) -> "Tracker":
         return self
@@ -76,24 +82,60 @@ class Tracker:
 
 
 def open_tracker(
-    track: Config, *, run: Path, config: dict[str, Any], done: int, announce: Callable[[str], None]
+    track: Config,
+    *,
+    run: Path,
+    recipe: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    done: int,
+    announce: Callable[[str], None],
 ) -> Tracker:
     """The tracker of the run in directory `run` after `done` steps, for the one process that writes.
 
-    `config` is what W&B shows as the run's. Raises ConfigError when the metrics.jsonl that is there is not one, or
-    another process writes in this directory.
+    Raises ConfigError when the metrics.jsonl that is there is not one, or another process writes in this directory.
     """
-    mode = _mode(track)
+    _mode(track)  # what is wrong with it comes first
     files = Files(run, done)
-    view = None if mode == "off" else open_wandb(mode, track, run, config, announce)
-    return Tracker([files] if view is None else [files, view])
+    view = open_view(track, run, "train", recipe, environment, announce)
+    if view:
+        view.replay(files.rows(), files.pictures)
+    return Tracker(files, view)
+
+
+def open_view(
+    track: Config,
+    place: Path,
+    job: Job,
+    recipe: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    announce: Callable[[str], None],
+) -> Wandb | None:
+    """What is at `place`, a run's directory or one in it, on W&B; None where that is not asked for or not possible."""
+    mode = _mode(track)
+    if mode == "off":
+        return None
+    run, shards = Path(recipe["run"]), str(recipe["data"]["shards"])
+    about = About(
+        place=place,
+        job=job,
+        name=run.name if place == run else f"{run.name} {place.name}",
+        group=track.group or ",".join(word for word in run.name.split(",") if not word.startswith("seed=")),
+        project=track.project,
+        entity=track.entity,
+        tags=(*track.tags, recipe["objective"]["name"], Path(shards).name),
+        notes=track.notes,
+        config=leaves({**recipe, "environment": environment}),
+        data=(shards if is_remote(shards) else str(Path(shards).absolute()), environment["data"]),
+        artifacts=track.artifacts,
+    )
+    return open_wandb(mode, about, announce)
 
 
 class Files:
     """metrics.jsonl, one object a line, on the disk when `log` returns; pictures/step-00001000/NAME.png."""
 
     def __init__(self, run: Path, done: int) -> None:
-        self._directory = run / "pictures"
+        self._run = run
         run.mkdir(parents=True, exist_ok=True)
         path = run / "metrics.jsonl"
         with ExitStack() as files:
@@ -112,8 +154,13 @@ class Files:
             error.filename = self._file.name  # the system does not say which
             raise
 
-    def pictures(self, pictures: Mapping[str, np.ndarray], step: int, seen: int) -> None:
-        write_pictures(self._directory / f"step-{step:08d}", pictures)
+    def rows(self) -> list[dict[str, float]]:
+        """All that are kept."""
+        return [json.loads(line) for line in (self._run / "metrics.jsonl").read_bytes().splitlines()]
+
+    def pictures(self, step: int) -> Path:
+        """The directory for the pictures of a step."""
+        return self._run / "pictures" / f"step-{step:08d}"
 
     def close(self, failed: bool) -> None:
         with suppress(OSError) if failed else nullcontext():  # a full disk would refuse the same row once more
@@ -181,61 +228,6 @@ def keep_rows(path: Path, done: int) -> None:
         file.writelines(kept)
 
 
-class Wandb:
-    """A view that training neither waits for nor fails with: its first failure is the last that is heard of it."""
-
-    def __init__(self, run: Any, announce: Callable[[str], None]) -> None:
-        self._run = run
-        self._announce = announce
-
-    def log(self, row: Mapping[str, float]) -> None:
-        self._attempt(lambda run: run.log(dict(row)))  # without step=: W&B would drop rows of a step it has passed
-
-    def pictures(self, pictures: Mapping[str, np.ndarray], step: int, seen: int) -> None:
-        from wandb import Image, Video
-
-        def media(pixels: np.ndarray) -> Any:
-            return Image(pixels) if kind(pixels) == "png" else Video(io.BytesIO(encoded(pixels)), format="gif")
-
-        self._attempt(lambda run: run.log(
-            {"step": step, "seen": seen} | {f"pictures/{name}": media(pixels) for name, pixels in pictures.items()}
-        ))  # fmt: skip
-
-    def close(self, failed: bool) -> None:
-        self._attempt(lambda run: run.finish(exit_code=int(failed)))
-        _end_process()  # which still writes to the run's file when finish returns
-
-    def _attempt(self, act: Callable[[Any], None]) -> None:
-        if self._run is None:
-            return
-        try:
-            act(self._run)
-        except _failures() as error:
-            self._run = None
-            self._announce(f"W&B: lost ({_reason(error)}); the run goes on, metrics.jsonl has everything")
-            _end_process()
-
-
-def open_wandb(
-    mode: str, track: Config, run: Path, config: dict[str, Any], announce: Callable[[str], None]
-) -> Wandb | None:
-    """The run on W&B, the same one after a resume; one line says where it is, or why there is none."""
-    why = "as asked"
-    attempts: tuple[Attempt, ...] = ("offline",) if mode == "offline" else ("online", "offline")
-    for attempt in attempts:
-        try:
-            view = _start(attempt, track, run, config)
-        except _failures() as error:
-            why = _reason(error)
-            _end_process()  # it would not let go of the run's id
-            continue
-        where = view.url if attempt == "online" else f"{why}; upload: wandb sync {_quoted(run)}/offline-run-*"
-        announce(f"W&B: {attempt}, {where}")
-        return Wandb(view, announce)
-    announce(f"W&B: off, {why}")
-    return None
-
-
 def _mode(track: Config) -> str:
     asked = os.environ.get("WANDB_MODE")
     if track.wandb == "off" or asked is None:
@@ -251,70 +243,4 @@ def foreseen(track: Config) -> str:
     mode = _mode(track)
     if mode in ("offline", "off"):
         return mode
-    import wandb  # takes seconds
-
-    wandb.setup(wandb.Settings(silent=True))
-    known = wandb.login(prompt=False, verify=False)
-    _end_process()
-    return "online" if known else "offline, no credentials; `wandb login` stores them"
-
-
-def _start(mode: Attempt, track: Config, run: Path, config: dict[str, Any]) -> Any:
-    import wandb  # takes seconds
-
-    wandb.setup(wandb.Settings(silent=True))
-    if mode == "online" and not wandb.login(prompt=False, verify=False):  # init would ask, and wait for ever
-        raise wandb.errors.UsageError("no credentials; `wandb login` stores them")
-    view = wandb.init(
-        mode=mode,
-        dir=run,
-        id=_identity(run / "wandb" / "id"),
-        resume="allow" if mode == "online" else None,
-        name=run.name,
-        project=track.project,
-        entity=track.entity,
-        group=track.group,
-        tags=track.tags,
-        config=config,
-        settings=wandb.Settings(
-            console="off", silent=True, init_timeout=PATIENCE, finish_timeout=60, finish_timeout_raises=True
-        ),
-    )
-    view.define_metric("seen")
-    view.define_metric("*", step_metric="seen")
-    return view
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """What W&B raises when its server, its own process or the disk fails; these have no common base."""
-    from wandb.errors import Error
-    from wandb.sdk.lib.service.service_token import WandbServiceConnectionError
-    from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
-    from wandb.sdk.mailbox.mailbox_handle import ServerResponseError
-
-    mailbox = (HandleAbandonedError, MailboxClosedError, ServerResponseError)
-    return (Error, OSError, WandbServiceConnectionError, *mailbox)
-
-
-def _end_process() -> None:
-    """Waits for W&B's process to end; left to the interpreter's exit, one that died would leave a traceback."""
-    import wandb
-
-    with suppress(*_failures()):
-        wandb.teardown()
-
-
-def _identity(path: Path) -> str:
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            file.write(secrets.token_hex(4).encode())
-    return path.read_text()
-
-
-def _quoted(run: Path) -> str:
-    return shlex.quote(str(run / "wandb"))
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return "online" if has_credentials() else "offline, no credentials; `wandb login` stores them"

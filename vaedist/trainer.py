@@ -14,7 +14,7 @@ from shards.files import replacing
 from shards.manifest import ShardError
 from vaedist import evaluators
 from vaedist.backend import Backend, on_cpu
-from vaedist.checkpoint import CheckpointError, Checkpoints, Progress, Snapshot, State, Writer
+from vaedist.checkpoint import CheckpointError, Checkpoints, Progress, Snapshot, State, Writer, newest_first
 from vaedist.config import ConfigError, as_dict, dump
 from vaedist.console import Console
 from vaedist.data import Dataset
@@ -100,7 +100,7 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
                 with backend.accumulate(model):
                     terms = model(pixels, noise, done, survey)
                     backend.backward(terms["loss"])
-                    backend.step(progress.step + 1)
+                    backend.step(progress.step + 1, measured=due)
                 meters.add(terms)
             objective.after_step(meters.end_step())
             progress.step += 1
@@ -115,6 +115,7 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
             if due:
                 row |= {f"train/{name}": value for name, value in meters.take_means(step).items()}
                 row |= {f"train/{name}": value for name, value in backend.overflows(step).items()}
+                row |= {f"train/{name}": value for name, value in backend.gradient_norms(step).items()}
                 row |= read(step, {f"latent/{name}": value for name, value in latents.items()})
                 row |= speed.measure(progress.seen) | watch.memory()
             if last or step % recipe.evaluate.every == 0:
@@ -154,6 +155,9 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
         stopped = StoppedError(asked, step) if asked > SAVE and not last else None
         if stopped and stopped.requeue and backend.main:
             ask_again(recipe.run)  # now: a launcher may not wait for the end of W&B
+            tracker.preempted()
+        if last and backend.main:
+            tracker.complete(newest_first(checkpoints.directory)[0])
         requests.granted(SAVE)
         if last or asked == STOP:  # a STOP that came too late for this vote is one for the job that goes on
             requests.granted(STOP)
@@ -226,8 +230,9 @@ def start_tracking(recipe: Recipe, backend: Backend, data: Dataset, console: Con
     if not backend.main:
         return Tracker()
     where = environment(step=done, world_size=backend.world.size, device=backend.describe(), data=data.digest)
-    config = as_dict(recipe) | {"environment": where}
-    tracker = open_tracker(recipe.track, run=recipe.run, config=config, done=done, announce=console.say)
+    tracker = open_tracker(
+        recipe.track, run=recipe.run, recipe=as_dict(recipe), environment=where, done=done, announce=console.say
+    )
     (recipe.run / REQUEUE).unlink(missing_ok=True)
     with replacing(recipe.run / "recipe.yaml") as file:
         file.write(dump(recipe).encode())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launch.slurm import jobs
 from launch.slurm.jobs import Job
-from launch.slurm.sweep import group
+from launch.slurm.sweep import group, written
 from shards.manifest import ShardError
 from vaedist.words import ConfigError
 
@@ -58,7 +58,8 @@ def _check(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="train.sbatch", allow_abbrev=False)
     parser.add_argument("--sweep", nargs="+", default=[])
     asked, words = parser.parse_known_args(arguments)
-    words = check.chosen(check.runs_of(words, asked.sweep))
+    shared, sweep = written(asked.sweep)
+    words = check.chosen(check.runs_of([*shared, *words], sweep))
     recipe = check.recipe_of(words)
     processes = int(os.environ["NODES"]) * int(os.environ["PROCESSES"])
     check.check(recipe, processes, lambda line: print(line, file=sys.stderr))
@@ -83,13 +84,16 @@ def _submit(arguments: Sequence[str]) -> None:
     parser.add_argument("--nodes", type=int, default=1, help="how many (1)")
     parser.add_argument("--gpus", type=int, default=1, help="of each node, a process for each; 0: nodes without (1)")
     parser.add_argument("--time", help="limit, such as 24:00:00, at which the run saves and is requeued")
-    parser.add_argument("--sweep", nargs="+", default=[], metavar="KEY=A,B,C", help="a run for each combination")
+    parser.add_argument(
+        "--sweep", nargs="+", default=[], metavar="KEY=A,B,C", help="a run for each combination; or a FILE"
+    )
     parser.add_argument("--at-once", type=int, metavar="N", help="of a sweep's runs, at most")
     parser.add_argument("--evaluate", action="store_true", help="evaluate each run when it is complete, in another job")
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted and when it might start")
     asked, others = parser.parse_known_args(arguments)
     own = [word for word in others if word.startswith("-")]
-    words = [word for word in others if not word.startswith("-")]
+    shared, sweep = written(asked.sweep)  # now: the file may change before the job begins
+    words = [*shared, *(word for word in others if not word.startswith("-"))]
     if not words:
         parser.error("say what to train: recipe=NAME")
     if not os.access("run", os.X_OK) and "VAEDIST" not in os.environ:
@@ -98,7 +102,7 @@ def _submit(arguments: Sequence[str]) -> None:
     from launch.slurm import check  # with torch
 
     processes = asked.nodes * (asked.gpus or int(os.environ.get("PROCESSES", "1")))
-    recipes = [check.recipe_of(run) for run in check.runs_of(words, asked.sweep)]
+    recipes = [check.recipe_of(run) for run in check.runs_of(words, sweep)]
     runs = [recipe.run for recipe in recipes]
     if len(set(runs)) < len(runs):
         raise ConfigError("command line: two runs of this sweep are the same run: leave run= and repeated values out")
@@ -109,11 +113,11 @@ def _submit(arguments: Sequence[str]) -> None:
     place = runs[0].parent if array else runs[0]
     pattern = place.absolute() / ("slurm-%A_%a.log" if array else "slurm-%j.log")
     options = [*own, f"--nodes={asked.nodes}", f"--output={pattern}"]
-    options += [f"--job-name={group(words, asked.sweep) if array else runs[0].name}"]
+    options += [f"--job-name={group(words, sweep) if array else runs[0].name}"]
     options += [f"--gpus-per-node={asked.gpus}"] if asked.gpus else []
     options += [f"--time={asked.time}"] if asked.time else []
     options += [f"--array=0-{len(runs) - 1}{f'%{asked.at_once}' if asked.at_once else ''}"] if array else []
-    script, given = SCRIPTS / "train.sbatch", [*words, *(["--sweep", *asked.sweep] if asked.sweep else [])]
+    script, given = SCRIPTS / "train.sbatch", [*words, *(["--sweep", *sweep] if sweep else [])]
     _say(f"sbatch {shlex.join([*options, str(script), *given])}")
     if asked.dry_run:
         _say(jobs.when(options, script, given))

@@ -3,8 +3,35 @@
 import hashlib
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
-from vaedist.words import COMMAND_LINE, ConfigError
+from vaedist.words import COMMAND_LINE, ConfigError, from_file
+
+
+def written(sweep: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words that all runs of a sweep share, and those that list; as given, or of a file for `wandb sweep`.
+
+    Raises ConfigError where the file is not of a grid.
+    """
+    if len(sweep) != 1 or "=" in sweep[0]:
+        return [], list(sweep)
+    file = from_file(Path(sweep[0])).section()
+    if "method" not in file or str(file["method"]) != "grid":
+        raise ConfigError(
+            f"{sweep[0]}: only `method: grid` can be submitted; for others use `wandb sweep` and an agent"
+        )
+    if "parameters" not in file or not isinstance(file["parameters"].value, dict):
+        raise ConfigError(f"{sweep[0]}: there are no parameters")
+    shared, lists = [], []
+    for key, node in file["parameters"].section().items():
+        axis = node.section()
+        if axis.keys() == {"value"}:
+            shared.append(f"{key}={axis['value']}")
+        elif axis.keys() == {"values"} and isinstance(axis["values"].value, list):
+            lists.append(f"{key}={','.join(map(str, axis['values'].value))}")
+        else:
+            raise node.wrong(f"parameters.{key}", "is neither `value: A` nor `values: [A, B]`, which a grid is made of")
+    return shared, lists
 
 
 def combinations(sweep: Sequence[str]) -> list[list[str]]:

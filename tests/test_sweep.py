@@ -1,0 +1,43 @@
+"""A sweep is said on the command line or in a file that W&B reads as well, and means the same runs."""
+
+from pathlib import Path
+
+import pytest
+
+from launch.slurm.sweep import combinations, written
+from vaedist.recipe import load
+from vaedist.words import ConfigError
+
+SHIPPED = Path(__file__).resolve().parents[1] / "launch" / "sweep.yaml"
+
+
+def test_the_shipped_sweep_is_nine_runs_that_parse():
+    shared, lists = written([str(SHIPPED)])
+    assert (shared, lists) == (["recipe=factorvae"], ["objective.gamma=5,10,20", "seed=0,1,2"])
+    runs = [load([*shared, *words])[0] for words in combinations(lists)]
+    assert [(run.objective.gamma, run.seed) for run in runs] == [(g, s) for g in (5.0, 10.0, 20.0) for s in (0, 1, 2)]
+
+
+def test_words_are_a_sweep_as_they_are():
+    assert written(["seed=0,1"]) == ([], ["seed=0,1"])
+    assert written([]) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("method: bayes", "only `method: grid` can be submitted; for others use `wandb sweep` and an agent"),
+        ("method: grid", "there are no parameters"),
+        (
+            "method: grid\nparameters:\n  seed: {min: 0, max: 3}",
+            "parameters.seed={min: 0, max: 3} is neither `value: A` nor `values: [A, B]`, which a grid is made of",
+        ),
+    ],
+)
+def test_a_file_that_is_no_grid_is_answered_with_one_line(text, line, tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        written([str(path)])
+    assert str(caught.value).startswith(str(path))
+    assert str(caught.value).endswith(f": {line}")

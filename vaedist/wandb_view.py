@@ -1,0 +1,261 @@
+"""A run on W&B: what metrics.jsonl and the pictures say, online or in a file that `wandb sync` uploads."""
+
+import json
+import os
+import re
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from shards.files import replacing
+
+PATIENCE = 30.0  # seconds for the server to answer at the start of a run
+LAST, UPLOAD = 60.0, 600.0  # seconds for it to take the rest at the end, and a checkpoint
+PICTURES = ".png", ".gif"
+LONGEST = 64, 128  # characters that W&B allows a tag, and a name or group
+Attempt = Literal["online", "offline"]
+Job = Literal["train", "eval"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What W&B shows of a run beside its rows; its directory `place` is what the rows are read back from."""
+
+    place: Path
+    job: Job
+    name: str
+    group: str
+    project: str
+    entity: str | None
+    tags: tuple[str, ...]
+    notes: str | None
+    config: Mapping[str, Any]  # flat
+    data: tuple[str, str]  # the address of the data set, and its digest
+    artifacts: bool
+
+    @property
+    def wandb(self) -> Path:
+        return self.place / "wandb"
+
+
+class Wandb:
+    """A view that training neither waits for nor fails with: its first failure is the last that is heard of it.
+
+    A row's step is W&B's own: what W&B has up to step `has` is not sent again.
+    """
+
+    def __init__(self, run: Any, about: About, has: int, announce: Callable[[str], None]) -> None:
+        self._run, self._about, self._has, self._announce = run, about, has, announce
+        self._preempted, self._defined = False, set[str]()
+
+    def log(self, row: Mapping[str, float]) -> None:
+        step = int(row["step"])
+        if step <= self._has:
+            return
+        from wandb import Histogram
+
+        latents = [value for key, value in row.items() if re.fullmatch(r"latent/kl_\d+", key)]
+        more = {"latent/kl_histogram": Histogram(latents)} if latents else {}
+        self._attempt(self._define(row.keys()))
+        self._attempt(lambda run: run.log(dict(row) | more, step=step, commit=True))
+
+    def _define(self, names: Iterable[str]) -> Callable[[Any], None]:
+        """The summaries of what is new, one by one: of two patterns that fit a name W&B takes either."""
+        new = {name for name in names if name.startswith(("eval/", "train/"))} - self._defined
+        self._defined |= new
+
+        def define(run: Any) -> None:
+            for name in sorted(new):
+                run.define_metric(name, step_metric="seen", summary="min,max,last")
+
+        return define
+
+    def pictures(self, directory: Path, step: int, seen: int) -> None:
+        """The pictures of a step, which its row follows."""
+        if step <= self._has:
+            return
+        from wandb import Image, Video
+
+        def media(path: Path) -> Any:
+            return Video(str(path), format="gif") if path.suffix == ".gif" else Image(str(path))
+
+        found = {f"pictures/{path.stem}": path for path in sorted(directory.iterdir()) if path.suffix in PICTURES}
+        self._attempt(
+            lambda run: run.log(
+                {"step": step, "seen": seen} | {name: media(path) for name, path in found.items()},
+                step=step,
+                commit=False,
+            )
+        )
+
+    def replay(self, rows: list[dict[str, float]], pictures: Callable[[int], Path]) -> None:
+        """Sends what W&B lacks of the rows so far: a process that was killed took some along."""
+        for row in rows:
+            step, seen = int(row["step"]), int(row["seen"])
+            if (directory := pictures(step)).exists():
+                self.pictures(directory, step, seen)
+            self.log(row)
+
+    def checkpoint(self, path: Path) -> None:
+        """The directory of a checkpoint as an artifact made from that of the data set, if they are asked for."""
+        if not self._about.artifacts:
+            return
+        from wandb import Artifact
+
+        where, digest = self._about.data
+        data = Artifact(_word(Path(where).name), "dataset", metadata={"location": where, "digest": digest})
+        with data.new_file("location.json") as file:  # W&B's own references need a client for every kind of store
+            json.dump(data.metadata, file)
+        checkpoint = Artifact(f"checkpoint-{_identity(self._about)}", "model", metadata={"data": digest})
+        checkpoint.add_dir(str(path), skip_cache=True, policy="immutable")
+        # `use_artifact` would wait for the server, however long, and refuse to work offline
+        self._attempt(lambda run: run._log_artifact(data, use_after_commit=True))
+        self._attempt(lambda run: run.log_artifact(checkpoint, aliases=["latest", path.name]))
+
+    def preempted(self) -> None:
+        """The run will go on in another job."""
+        self._preempted = True
+        self._attempt(lambda run: run.mark_preempting())
+
+    def close(self, failed: bool) -> None:
+        self._attempt(lambda run: run.finish(exit_code=int(failed or self._preempted)))
+        _end_process()  # which still writes to the run's file when finish returns
+
+    def _attempt(self, act: Callable[[Any], Any]) -> None:
+        if self._run is None:
+            return
+        try:
+            act(self._run)
+        except _failures() as error:
+            self._run = None
+            self._announce(f"W&B: lost ({_reason(error)}); the run goes on, metrics.jsonl has everything")
+            _end_process()
+
+
+def open_wandb(mode: str, about: About, announce: Callable[[str], None]) -> Wandb | None:
+    """The run on W&B, the same one after a resume; one line says where it is, or why there is none."""
+    why = "as asked"
+    attempts: tuple[Attempt, ...] = ("offline",) if mode == "offline" else ("online", "offline")
+    for attempt in attempts:
+        try:
+            run = _start(attempt, about)
+            has = run.starting_step - 1 if attempt == "online" else _last_step_sent(about, run.id)
+        except _failures() as error:
+            why = _reason(error)
+            _end_process()  # it would not let go of the run's id
+            continue
+        for path in about.wandb.glob(f"offline-run-*-{run.id}"):
+            # All of it is sent again, or the server has it: uploaded later it would be there twice
+            if path != Path(run.dir).parent and not list(path.glob("*.synced")):
+                shutil.rmtree(path, ignore_errors=True)
+        where = run.url if attempt == "online" else f"{why}; upload: wandb sync {_quoted(about)}/offline-run-*"
+        announce(f"W&B: {attempt}, {where}")
+        return Wandb(run, about, has, announce)
+    announce(f"W&B: off, {why}")
+    return None
+
+
+def has_credentials() -> bool:
+    import wandb  # takes seconds
+
+    wandb.setup(wandb.Settings(silent=True))
+    known = wandb.login(prompt=False, verify=False)
+    _end_process()
+    return known
+
+
+def _start(mode: Attempt, about: About) -> Any:
+    import wandb  # takes seconds
+
+    wandb.setup(wandb.Settings(silent=True))
+    if mode == "online" and not wandb.login(prompt=False, verify=False):  # init would ask, and wait for ever
+        raise wandb.errors.UsageError("no credentials; `wandb login` stores them")
+    tag, name = LONGEST
+    run = wandb.init(
+        mode=mode,
+        dir=about.place,
+        id=_identity(about) if about.job == "train" else None,  # every evaluation is a run of its own
+        resume="allow" if mode == "online" else None,
+        name=about.name[-name:],
+        project=about.project,
+        entity=about.entity,
+        group=about.group[:name],
+        job_type=about.job,
+        tags=[word[:tag] for word in dict.fromkeys(about.tags)],
+        notes=about.notes,
+        config=dict(about.config),
+        settings=wandb.Settings(
+            console="off",
+            silent=True,
+            init_timeout=PATIENCE,
+            finish_timeout=UPLOAD if about.artifacts else LAST,
+            finish_timeout_raises=True,
+        ),
+    )
+    run.define_metric("seen")
+    run.define_metric("*", step_metric="seen")
+    return run
+
+
+def _last_step_sent(about: About, id: str) -> int:
+    """The last step in the files of earlier segments that were online or are synced, -1 if there is none.
+
+    What of an online one has not arrived is sent when the run is online again.
+    """
+    segments = [*about.wandb.glob(f"run-*-{id}/*.wandb"), *about.wandb.glob(f"offline-run-*-{id}/*.synced")]
+    for path in sorted(segments, key=lambda path: path.parent.name.rpartition("run-")[2], reverse=True):
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path).removesuffix(".synced")]
+        lines = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True).stdout
+        records = [json.loads(line) for line in lines.splitlines() if b'"history"' in line]
+        if steps := [record["history"]["step"]["num"] for record in records if record["type"] == "history"]:
+            return max(steps)
+    return -1
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What W&B raises when its server, its own process or the disk fails; these have no common base."""
+    from wandb.errors import Error
+    from wandb.sdk.lib.service.service_token import WandbServiceConnectionError
+    from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
+    from wandb.sdk.mailbox.mailbox_handle import ServerResponseError
+
+    mailbox = (HandleAbandonedError, MailboxClosedError, ServerResponseError)
+    return (Error, OSError, subprocess.CalledProcessError, WandbServiceConnectionError, *mailbox)
+
+
+def _end_process() -> None:
+    """Waits for W&B's process to end; left to the interpreter's exit, one that died would leave a traceback."""
+    import wandb
+
+    with suppress(*_failures()):
+        wandb.teardown()
+
+
+def _identity(about: About) -> str:
+    """The run's id, for ever; `wandb agent` has chosen one for the run that it starts."""
+    path = about.wandb / "id"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write((os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)).encode())
+    return path.read_text()
+
+
+def _quoted(about: About) -> str:
+    return shlex.quote(str(about.wandb))
+
+
+def _word(name: str) -> str:
+    """A name that W&B allows an artifact."""
+    return re.sub(r"[^\w.-]+", "-", name) or "data"
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
