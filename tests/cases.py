@@ -83,14 +83,14 @@ def rows(directory: Path) -> list[dict[str, float]]:
 
 
 def terms(directory: Path) -> dict[str, list[float]]:
-    """Every term of every step, the loss among them; a gap or a duplicate in the steps is an error."""
+    """Every term that all steps have, the loss among them; a gap or a duplicate in the steps is an error."""
     found = rows(directory)
     assert [row["step"] for row in found] == list(range(1, len(found) + 1))
     assert [row["seen"] for row in found] == [BATCH * (i + 1) for i in range(len(found))]
     return {
         name: [row[name] for row in found]
         for name in found[0]
-        if name.startswith(("train/", "latent/")) and "kl_" not in name
+        if name.startswith(("train/", "latent/")) and "kl_" not in name and all(name in row for row in found)
     }
 
 

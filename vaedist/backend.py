@@ -253,7 +253,7 @@ class Backend:
         scale = self._scaler.scale(torch.ones((), device=self.device))
         for group in self._optimizer.param_groups:
             gradients = [weight.grad for weight in group["params"] if weight.grad is not None]
-            self._norms[f"grad_norm_{group['name']}"] = nn.utils.get_total_norm(gradients) / scale
+            self._norms[f"grad_norm_{group['name'].replace(' ', '_')}"] = nn.utils.get_total_norm(gradients) / scale
 
     def overflows(self, step: int) -> dict[str, float]:
         """Of fp16: the loss scale, and how many of the `step` steps were skipped. Raises DivergedError."""

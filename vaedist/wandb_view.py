@@ -105,19 +105,20 @@ class Wandb:
 
     def checkpoint(self, path: Path) -> None:
         """The directory of a checkpoint as an artifact made from that of the data set, if they are asked for."""
-        if not self._about.artifacts:
-            return
+        if self._about.artifacts:
+            self._attempt(lambda run: self._upload(run, path))
+
+    def _upload(self, run: Any, path: Path) -> None:
         from wandb import Artifact
 
         where, digest = self._about.data
         data = Artifact(_word(Path(where).name), "dataset", metadata={"location": where, "digest": digest})
         with data.new_file("location.json") as file:  # W&B's own references need a client for every kind of store
             json.dump(data.metadata, file)
-        checkpoint = Artifact(f"checkpoint-{_identity(self._about)}", "model", metadata={"data": digest})
+        run._log_artifact(data, use_after_commit=True)  # `use_artifact` waits for the server for ever, and not offline
+        checkpoint = Artifact(f"checkpoint-{run.id}", "model", metadata={"data": digest})
         checkpoint.add_dir(str(path), skip_cache=True, policy="immutable")
-        # `use_artifact` would wait for the server, however long, and refuse to work offline
-        self._attempt(lambda run: run._log_artifact(data, use_after_commit=True))
-        self._attempt(lambda run: run.log_artifact(checkpoint, aliases=["latest", path.name]))
+        run.log_artifact(checkpoint, aliases=["latest", path.name])
 
     def preempted(self) -> None:
         """The run will go on in another job."""
