@@ -1,6 +1,6 @@
 """Looks at the model between steps, one file per evaluator: `run(subject)` yields (name, number or picture)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 
@@ -8,25 +8,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shards.manifest import Manifest
+from vaedist import attributes
 from vaedist.backend import Backend
-from vaedist.config import available, bounded
+from vaedist.config import ConfigError, available, bounded
 from vaedist.data import Dataset, Part
 from vaedist.data.order import Ids
 from vaedist.data.pixels import to_float
 from vaedist.data.stream import shares
 from vaedist.noise import Noise
 from vaedist.objectives import Objective
+from vaedist.pictures import Picture
 from vaedist.posterior import Posterior
 from vaedist.world import World
 
-Picture = np.ndarray  # uint8 [H, W, 3], or [frames, H, W, 3] of an animation
 ENCODED = 256  # images at a time, whatever the number of ranks: the same bits from any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     every: int = bounded(10_000, at_least=1)  # steps; the last step is always evaluated
-    names: tuple[str, ...] = ("elbo", "reconstructions", "samples", "traversals")
+    names: tuple[str, ...] = (
+        "elbo", "reconstructions", "samples", "traversals", "interpolation", "posterior", "attributes"
+    )  # fmt: skip
+    attributes: tuple[str, ...] | None = None  # whose directions are shown; null: the four nearest to half of the images
     batch: int = bounded(256, at_least=1)  # held-out images at a time, of all ranks together
     images: int | None = bounded(None, at_least=1)  # the first so many held-out images; null: all
 
@@ -35,6 +40,14 @@ class Config:
         for name in self.names:
             if name not in known:
                 raise ValueError(f"names: no evaluator {name!r}, there are {', '.join(known)}")
+
+    def require_attributes(self, manifest: Manifest) -> None:
+        """Raises ConfigError unless the set has each of the attributes, and images with and without it."""
+        for name in self.attributes or ():
+            try:
+                attributes.known(manifest, name)
+            except ConfigError as error:
+                raise ConfigError(f"evaluate.attributes: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -66,17 +79,31 @@ class Subject:
         """
         if part not in self._codes:
             count = self.count if part == "valid" else self.data.train.count
-            chunks = [np.arange(start, min(start + ENCODED, count)) for start in range(0, count, ENCODED)]
-            mine = chunks[self.world.rank :: self.world.size]
-            whole: Posterior | None = None
-            for ids in mine or chunks[:1]:
-                some = self.objective.posterior(*self.images(ids, part))
-                whole = whole or type(some)(*(rows.new_zeros(count, rows.shape[1]) for rows in some))
-                for rows, found in zip(whole, some, strict=True):
-                    rows[ids] = found if mine else 0
-            assert whole is not None
-            self._codes[part] = type(whole)(*map(self.world.sum, whole))
+            kind: list[type[Posterior]] = []
+
+            def encode(ids: Ids) -> Posterior:
+                q = self.objective.posterior(*self.images(ids, part))
+                kind[:] = [type(q)]
+                return q
+
+            rows = self.rows(count, encode)
+            self._codes[part] = kind[0](*rows)
         return self._codes[part]
+
+    def rows(self, count: int, work: Callable[[Ids], Iterable[Tensor]]) -> list[Tensor]:
+        """What `work` finds about `count` images, tensors [count, ...] in their order, from its [len(ids), ...].
+
+        All ranks compute it together, ENCODED images at a time; every rank has all rows, the same bits on any number.
+        """
+        chunks = [np.arange(start, min(start + ENCODED, count)) for start in range(0, count, ENCODED)]
+        mine = chunks[self.world.rank :: self.world.size]
+        whole: list[Tensor] = []
+        for ids in mine or chunks[:1]:
+            found = list(work(ids))
+            whole = whole or [rows.new_zeros(count, *rows.shape[1:]) for rows in found]
+            for rows, some in zip(whole, found, strict=True):
+                rows[ids] = some if mine else 0
+        return [self.world.sum(rows) for rows in whole]
 
     def noise(self, ids: np.ndarray) -> Noise:
         """The same in every run, whatever its seed: runs are compared on the same draws."""
@@ -88,14 +115,24 @@ class Subject:
             if len(ids):
                 yield ids
 
-    def grid(self, decoded: Tensor, columns: int) -> Picture:
-        """Images in the model's pixel range, [n, C, H, W], as one picture."""
-        from torchvision.utils import make_grid  # takes seconds, which a launcher's checks need not wait for
+    def expected(self, z: Tensor) -> Tensor:
+        """The images that the decoder expects of codes, in the model's pixel range: [n, latent] -> [n, C, H, W]."""
+        objective, ids = self.objective, np.arange(ENCODED)
+        found = []
+        for some in objective.nearest(z).split(ENCODED):
+            decoded = objective.vae.decode(some, self.noise(ids[: len(some)]))
+            found.append(objective.likelihood.mean(decoded))
+        return torch.cat(found)
 
+    def tiles(self, images: Tensor, columns: int) -> np.ndarray:
+        """Images in the model's pixel range, [n, C, H, W], as the rows of a grid: uint8 [n / columns, columns, H, W, 3]."""
         low, high = self.objective.vae.pixel_range
-        unit = ((decoded.float() - low) / (high - low)).clamp(0, 1)
-        grid = make_grid(unit, nrow=columns, padding=2, pad_value=1.0)
-        return (grid * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        unit = ((images.float() - low) / (high - low)).clamp(0, 1)
+        pixels = (unit * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+        return pixels.unflatten(0, (-1, columns)).cpu().numpy()
+
+    def caption(self, text: str) -> str:
+        return f"step {self.step:,} · {text}"
 
 
 def run(subject: Subject) -> tuple[dict[str, float], dict[str, Picture]]:
