@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from vaedist import attributes
 from vaedist.evaluators import Subject
@@ -17,12 +17,7 @@ STEPS, BATCH = 500, 64
 WIDTHS = (16, 32, 64, 64)
 
 
-class Skill(NamedTuple):
-    """How well held-out images are classified."""
-
-    accuracy: float
-    balanced_accuracy: float | None  # the mean over images with and without; None where there is no such image
-    majority: float  # the accuracy of who always says what most training images are
+Figures = dict[str, Any]  # for JSON
 
 
 def train(subject: Subject) -> nn.Module:
@@ -53,12 +48,17 @@ def train(subject: Subject) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def skill(predicted: np.ndarray, having: np.ndarray, training: np.ndarray) -> Skill:
-    """Of one attribute, bool [images] each: what the classifier says, what is true, and the training labels."""
-    right = predicted == having
+def skill(said: np.ndarray, having: np.ndarray, training: np.ndarray) -> Figures:
+    """How well images are classified: what is said of one attribute, what is true, and the training labels, bool.
+
+    balanced_accuracy: the mean over images with and without, None where one of these are missing. majority: the
+    accuracy of who always says what is true of most training images.
+    """
+    right = said == having
     parts = [right[having == value] for value in (True, False)]
     balanced = float(np.mean([part.mean() for part in parts])) if all(map(len, parts)) else None
-    return Skill(float(right.mean()), balanced, float((having == (training.mean() > 0.5)).mean()))
+    majority = float((having == (training.mean() > 0.5)).mean())
+    return {"accuracy": float(right.mean()), "balanced_accuracy": balanced, "majority": majority}
 
 
 def _network(shape: tuple[int, int, int], attributes: int) -> nn.Module:
@@ -68,9 +68,7 @@ def _network(shape: tuple[int, int, int], attributes: int) -> nn.Module:
         layers: list[nn.Module] = []
         for before, after in zip((shape[0], *WIDTHS), WIDTHS, strict=False):
             layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
-        return nn.Sequential(
-            *layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(0.0), nn.Linear(16 * WIDTHS[-1], attributes)
-        )
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * WIDTHS[-1], attributes))
 
 
 @contextmanager

@@ -56,8 +56,8 @@ def there_and_back(frames: Sequence[Picture]) -> Picture:
 
 
 def number(value: float) -> str:
-    """A value as a label: −3, −0.6, 0, 2.4."""
-    return f"{value:.2g}".replace("-", "−")
+    """A value as a label: −3, −0.6, 0, 0.125."""
+    return f"{round(value, 3) + 0.0:g}".replace("-", "−")  # + 0.0: no minus before a zero
 
 
 def signed(value: float) -> str:
@@ -94,7 +94,8 @@ def drawn(figure: "Figure") -> Picture:
 def _font() -> ImageFont.FreeTypeFont:
     """That of the charts, which has Greek letters and a minus; found without importing matplotlib."""
     spec = find_spec("matplotlib")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     return ImageFont.truetype(Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", LETTERS)
 
 

@@ -31,7 +31,9 @@ class Config:
     names: tuple[str, ...] = (
         "elbo", "reconstructions", "samples", "traversals", "interpolation", "posterior", "attributes"
     )  # fmt: skip
-    attributes: tuple[str, ...] | None = None  # whose directions are shown; null: the four nearest to half of the images
+    attributes: tuple[str, ...] | None = (
+        None  # whose directions are shown; null: the four nearest to half of the images
+    )
     batch: int = bounded(256, at_least=1)  # held-out images at a time, of all ranks together
     images: int | None = bounded(None, at_least=1)  # the first so many held-out images; null: all
 
@@ -125,7 +127,7 @@ class Subject:
         return torch.cat(found)
 
     def tiles(self, images: Tensor, columns: int) -> np.ndarray:
-        """Images in the model's pixel range, [n, C, H, W], as the rows of a grid: uint8 [n / columns, columns, H, W, 3]."""
+        """Images [n, C, H, W] in the model's pixel range, as the rows of a grid: uint8 [n / columns, columns, H, W, 3]."""
         low, high = self.objective.vae.pixel_range
         unit = ((images.float() - low) / (high - low)).clamp(0, 1)
         pixels = (unit * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)

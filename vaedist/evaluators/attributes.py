@@ -1,12 +1,14 @@
 """Attributes added to held-out faces and taken away: codes moved along the attributes' directions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vaedist import attributes, pictures
-from vaedist.evaluators import Picture, Subject
+from vaedist.evaluators import Subject
+from vaedist.pictures import Picture
 
 SHOWN, FACES, FRAMES = 4, 6, 13
 
@@ -21,25 +23,35 @@ def run(subject: Subject) -> Iterator[tuple[str, Picture]]:
     if not names or subject.data.window is not None:
         return
     directions = [attributes.direction(manifest, subject.codes("train").mean, name) for name in names]
-    faces = subject.codes().mean[:FACES]
-
-    original, _ = subject.images(np.zeros(1, dtype=np.int64))
-    alphas = torch.tensor(attributes.ALPHAS)
+    faces, alphas = subject.codes().mean[:FACES], torch.tensor(attributes.ALPHAS)
+    original, _ = subject.images(np.zeros(len(names), dtype=np.int64))
     z = torch.cat([attributes.edited(faces[:1], towards, alphas) for towards in directions])
-    strips = [torch.cat([original, subject.expected(strip)]) for strip in z]
-    yield (
-        "attributes",
-        pictures.grid(
-            subject.tiles(torch.cat(strips), 1 + len(alphas)),
-            subject.caption("z + α (mean z with an attribute − mean z without)"),
-            rows=names,
-            columns=["original", *(f"α = {pictures.number(alpha)}" for alpha in attributes.ALPHAS)],
-        ),
-    )
+    yield "attributes", strip(subject, original, z, "z + α (mean z with an attribute − mean z without)", names)
+    yield "attributes_animation", animation(subject, faces, directions, "attributes", rows=names)
 
+
+def strip(subject: Subject, originals: Tensor, z: Tensor, what: str, rows: Sequence[str]) -> Picture:
+    """A row for each original and its edits: [n, C, H, W] and [n, alphas, latent]."""
+    edits = subject.expected(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+    tiles = subject.tiles(torch.cat([originals[:, None], edits], 1).flatten(0, 1), 1 + len(attributes.ALPHAS))
+    columns = ["original", *(f"α = {pictures.number(alpha)}" for alpha in attributes.ALPHAS)]
+    return pictures.grid(tiles, subject.caption(what), rows=rows, columns=columns)
+
+
+def animation(
+    subject: Subject,
+    faces: Tensor,
+    directions: Sequence[Tensor],
+    what: str,
+    *,
+    rows: Sequence[str] = (),
+    columns: Sequence[str] = (),
+) -> Picture:
+    """A row for each direction [latent], in which all codes [n, latent] move along it."""
     frames = []
     for alpha in torch.linspace(attributes.ALPHAS[0], attributes.ALPHAS[-1], FRAMES):
         z = torch.cat([attributes.edited(faces, towards, alpha[None])[:, 0] for towards in directions])
-        caption = subject.caption(f"α = {pictures.signed(alpha.item())}")
-        frames.append(pictures.grid(subject.tiles(subject.expected(z), len(faces)), caption, rows=names))
-    yield "attributes_animation", pictures.there_and_back(frames)
+        caption = subject.caption(f"{what} · α = {pictures.signed(alpha.item())}")
+        tiles = subject.tiles(subject.expected(z), len(faces))
+        frames.append(pictures.grid(tiles, caption, rows=rows, columns=columns))
+    return pictures.there_and_back(frames)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from vaedist import pictures
-from vaedist.evaluators import Picture, Subject
+from vaedist.evaluators import Subject
+from vaedist.pictures import Picture
 
 PAIRS, STEPS = 4, 9
 

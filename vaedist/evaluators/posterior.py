@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from vaedist import pictures
-from vaedist.evaluators import Picture, Subject
+from vaedist.evaluators import Subject
+from vaedist.pictures import Picture
 
 LATENTS = 64  # shown at most
 
@@ -12,8 +13,8 @@ def run(subject: Subject) -> Iterator[tuple[str, Picture]]:
     q = subject.codes()
     kl, sigma = q.kl().double().mean(0), q.std.double().mean(0)
     order = kl.argsort(descending=True, stable=True)[:LATENTS].tolist()
-    caption = subject.caption("posterior of each latent, mean over held-out images, ordered by KL")
-    figure, axes = pictures.panels(caption, 2, size=(max(5.0, 0.3 * len(order)), 1.8), down=True)
+    caption = subject.caption("latents, ordered by KL: means over the held-out images")
+    figure, axes = pictures.panels(caption, 2, size=(max(5.5, 0.3 * len(order)), 1.8), down=True)
     for axis, name, values, colour in zip(axes, ("σ", "KL (nats)"), (sigma, kl), pictures.COLOURS, strict=True):
         axis.bar(range(len(order)), values[order].tolist(), color=colour, width=0.7)
         axis.set_ylabel(name, fontsize=9, color=pictures.INK)

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from vaedist import pictures
-from vaedist.evaluators import Picture, Subject
+from vaedist.evaluators import Subject
+from vaedist.pictures import Picture
 
 COLUMNS, ROWS = 10, 4
 

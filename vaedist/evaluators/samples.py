@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from vaedist import pictures
-from vaedist.evaluators import Picture, Subject
+from vaedist.evaluators import Subject
+from vaedist.pictures import Picture
 
 COLUMNS, ROWS = 10, 8
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from vaedist import pictures
-from vaedist.evaluators import Picture, Subject
+from vaedist.evaluators import Subject
+from vaedist.pictures import Picture
 
 LATENTS, COLUMNS, FRAMES, FACES = 16, 11, 13, 3
 
