@@ -13,7 +13,7 @@ from vaedist import attributes
 from vaedist.evaluators import Subject
 from vaedist.noise import fork
 
-STEPS, BATCH = 500, 64
+STEPS, BATCH = 1000, 64
 WIDTHS = (16, 32, 64, 64)
 
 

@@ -22,7 +22,7 @@ def draw(rows: Sequence[Row], name: str) -> pictures.Picture:
     figure, axes = pictures.panels(f"{name} · nats per image", len(TERMS), size=(3.2, 2.4))
     for axis, (term, title) in zip(axes, TERMS.items(), strict=True):
         for part, colour, style in zip(("train", "eval"), pictures.COLOURS, ("-", "o-"), strict=True):
-            points = [(row["seen"], value) for row in rows if (value := _value(row, part, term)) is not None]
+            points = [(row["seen"], found) for row in rows if (found := value(row, part, term)) is not None]
             if points:
                 label = {"train": "training", "eval": "held out"}[part]
                 axis.plot(*zip(*points, strict=True), style, color=colour, label=label, linewidth=1.2, markersize=3)
@@ -32,7 +32,7 @@ def draw(rows: Sequence[Row], name: str) -> pictures.Picture:
     return pictures.drawn(figure)
 
 
-def _value(row: Row, part: str, term: str) -> float | None:
+def value(row: Row, part: str, term: str) -> float | None:
     """−ELBO = recon + kl, whatever the loss of the objective."""
     names = ("recon", "kl") if term == "elbo" else (term,)
     found = [row[f"{part}/{name}"] for name in names if f"{part}/{name}" in row]

@@ -127,7 +127,7 @@ class Subject:
         return torch.cat(found)
 
     def tiles(self, images: Tensor, columns: int) -> np.ndarray:
-        """Images [n, C, H, W] in the model's pixel range, as the rows of a grid: uint8 [n / columns, columns, H, W, 3]."""
+        """Images [n, C, H, W] in the model's pixel range, as rows of a grid: uint8 [n / columns, columns, H, W, 3]."""
         low, high = self.objective.vae.pixel_range
         unit = ((images.float() - low) / (high - low)).clamp(0, 1)
         pixels = (unit * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)

@@ -19,6 +19,7 @@ def run(subject: Subject) -> Iterator[tuple[str, Picture]]:
         axis.bar(range(len(order)), values[order].tolist(), color=colour, width=0.7)
         axis.set_ylabel(name, fontsize=9, color=pictures.INK)
         axis.set_xticks(range(len(order)), [f"z{latent}" for latent in order])
-    axes[0].axhline(1, color=pictures.FAINT, linewidth=0.8, linestyle="--")  # the prior's
-    axes[0].set_ylim(0, 1.1)
+    axes[0].axhline(1, color=pictures.FAINT, linewidth=0.8, linestyle="--")
+    axes[0].text(len(order) - 0.5, 1.02, "prior", fontsize=8, color=pictures.FAINT, ha="right")
+    axes[0].set_ylim(0, 1.15)
     yield "posterior", pictures.drawn(figure)
