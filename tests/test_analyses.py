@@ -54,7 +54,8 @@ def subject(objective: Objective, world: World = World(), shape: tuple[int, int,
 
 def test_a_grid_holds_its_images_pixel_for_pixel_and_gaps_between_groups():
     tiles = np.random.default_rng(0).integers(0, 200, (4, 3, 20, 30, 3), dtype=np.uint8)
-    picture = pictures.grid(tiles, "a caption", rows=["a", "a longer label"] * 2, columns=["1", "2", "3"], group=2)
+    labels = {"rows": ["a", "a longer label"] * 2, "columns": ["1", "2", "3"]}
+    picture = pictures.grid(tiles, "a caption", **labels, group=2).copy()
     lower, right = np.array(picture.shape[:2]) - (4 * 22 + pictures.GAP, 3 * 32)
     assert right > 60
     for row in range(4):

@@ -17,29 +17,29 @@ def labels(manifest: Manifest) -> np.ndarray:
     return np.asarray(manifest.array("train", "labels"), dtype=bool)
 
 
-def known(manifest: Manifest, name: str) -> int:
+def column(manifest: Manifest, name: str) -> int:
     """The column of an attribute. ConfigError unless some training images have it and some do not."""
     if not manifest.attributes:
         raise ConfigError(f"{manifest.directory}: the set has no attributes")
     if name not in manifest.attributes:
         raise ConfigError(f"no attribute {name!r}; {nearest(name, manifest.attributes)}")
-    column = manifest.attributes.index(name)
-    having, count = labels(manifest)[:, column].sum(), manifest.split("train").count
+    number = manifest.attributes.index(name)
+    having, count = labels(manifest)[:, number].sum(), manifest.split("train").count
     if having in (0, count):
         raise ConfigError(f"{name}: {'all' if having else 'none'} of the {count} training images have it: no direction")
-    return column
+    return number
 
 
 def commonest(manifest: Manifest, count: int) -> tuple[str, ...]:
     """The attributes that are the nearest to half of the training images', whose directions are known best."""
     share = labels(manifest).mean(0)
     order = np.argsort(np.abs(share - 0.5), kind="stable")
-    return tuple(manifest.attributes[column] for column in order if 0 < share[column] < 1)[:count]
+    return tuple(manifest.attributes[number] for number in order if 0 < share[number] < 1)[:count]
 
 
 def direction(manifest: Manifest, means: Tensor, name: str) -> Tensor:
     """The mean of the posterior means, [training images, latent], with an attribute minus that without it: [latent]."""
-    having = means.new_tensor(labels(manifest)[:, known(manifest, name)]).bool()
+    having = means.new_tensor(labels(manifest)[:, column(manifest, name)]).bool()
     wide = means.double()
     return (wide[having].mean(0) - wide[~having].mean(0)).to(means)
 

@@ -64,7 +64,7 @@ def edit(names: Sequence[str], ids: Sequence[int], recipe: Recipe, backend: Back
 def refuse(subject: Subject, names: Sequence[str], ids: Sequence[int]) -> None:
     """Raises ConfigError where the set has not what is asked for."""
     for name in names:
-        attributes.known(subject.data.manifest, name)
+        attributes.column(subject.data.manifest, name)
     for number in ids:
         if number not in range(subject.count):
             raise ConfigError(f"--images: no held-out image {number}; there are 0 to {subject.count - 1}")

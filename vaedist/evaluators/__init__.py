@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from shards.manifest import Manifest
-from vaedist import attributes
+from vaedist.attributes import column
 from vaedist.backend import Backend
 from vaedist.config import ConfigError, available, bounded
 from vaedist.data import Dataset, Part
@@ -47,7 +47,7 @@ class Config:
         """Raises ConfigError unless the set has each of the attributes, and images with and without it."""
         for name in self.attributes or ():
             try:
-                attributes.known(manifest, name)
+                column(manifest, name)
             except ConfigError as error:
                 raise ConfigError(f"evaluate.attributes: {error}") from None
 
