@@ -1,6 +1,7 @@
 """FID and KID against their definitions, and the weights they need."""
 
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -89,10 +90,10 @@ def test_a_run_without_the_weights_says_before_it_starts_which_file_belongs_wher
     kept = f"{tmp_path}/checkpoints"
     expected = f"fid needs the weights of Inception, and {kept}/{fid.FILE} is not there: download {fid.URL} (95 MB)"
     with pytest.raises(ConfigError, match=r"^[^\n]+$") as raised:
-        load(["recipe=vae", "evaluate.names=[fid]"])
-    assert f"evaluate: {expected} into {kept}, or say" in str(raised.value)
+        evaluators.Config(names=("fid",)).require(None)
+    assert f"evaluate.names: {expected} into {kept}, or say" in str(raised.value)
     with pytest.raises(ConfigError, match=r"fid needs the weights of Inception, and nowhere\.pth is not there"):
-        load(["recipe=vae", "evaluate.names=[fid]", "evaluate.inception=nowhere.pth"])
+        evaluators.Config(names=("fid",), inception=Path("nowhere.pth")).require(None)
     with pytest.raises(ConfigError, match=r"inception=x\.pth is for the evaluator fid, which names does not have"):
         load(["recipe=vae", "evaluate.inception=x.pth"])
 
@@ -112,8 +113,8 @@ def test_a_file_of_weights_executes_nothing_and_must_be_of_this_network(tmp_path
     for reason, contents in cases.items():
         for content in contents:
             path.write_bytes(content)
-            with pytest.raises(ValueError, match=f"inception={path}: {reason}"):
-                evaluators.Config(names=("fid",), inception=path)
+            with pytest.raises(ConfigError, match=f"evaluate.inception={path}: {reason}"):
+                evaluators.Config(names=("fid",), inception=path).require(None)
     assert not (tmp_path / "sprung").exists()
 
 

@@ -37,6 +37,7 @@ def identity(blur: bool = False, side: int = SIDE, count: int = COUNT, world: Wo
         vae=SimpleNamespace(decode=decode, pixel_range=(-1.0, 1.0)),
         likelihood=Likelihood("gaussian", 1.0),
         posterior=posterior,
+        nearest=lambda z: z,
         prior=lambda noise, dtype: noise.chance("prior", 3 * side * side, 0.5).to(dtype) * 2 - 1,
     )
     data = SimpleNamespace(valid=SimpleNamespace(count=count, gather=lambda ids: images[ids]))

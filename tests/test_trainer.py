@@ -67,12 +67,15 @@ def test_a_run_leaves_its_recipe_surroundings_metrics_pictures_and_checkpoints(d
         pictures = {
             path.stem: np.asarray(Image.open(path)) for path in (run / "pictures" / f"step-{step:08d}").iterdir()
         }
-        assert {name: picture.shape for name, picture in pictures.items()} == {
-            "reconstructions": (2 * 66 + 2, 660 + 2, 3),  # ten of the thirteen held-out images over their twins
-            "samples": (8 * 66 + 2, 660 + 2, 3),
-            "traversals": (10 * 66 + 2, 11 * 66 + 2, 3),
+        assert {name: (picture.shape[0] // 66, picture.shape[1] // 66) for name, picture in pictures.items()} == {
+            "reconstructions": (2, 11),  # ten of the thirteen held-out images over their twins; a column of labels
+            "samples": (8, 10),
+            "samples_aggregate": (8, 10),
+            "traversals": (10, 12),
+            "traversals_animation": (3, 10),
         }
         assert all(picture.std() > 1 for picture in pictures.values())
+    assert Image.open(run / "curves.png").size[0] > 600
 
 
 def test_originals_stand_above_their_reconstructions(data, tmp_path):
@@ -81,7 +84,8 @@ def test_originals_stand_above_their_reconstructions(data, tmp_path):
     picture = np.asarray(Image.open(run / "pictures" / "step-00000004" / "reconstructions.png"))
     config = load(short(data, run))[0].data
     originals = config.open(config.find(print), print).valid.gather(np.arange(10)).permute(0, 2, 3, 1).numpy()
-    tiles = [picture[2:66, 2 + 66 * i : 66 + 66 * i] for i in range(10)]
+    lower, right = picture.shape[0] - 66, picture.shape[1] - 660
+    tiles = [picture[lower - 66 : lower - 2, right + 66 * i : right + 66 * i + 64] for i in range(10)]
     assert all(np.array_equal(tile, original) for tile, original in zip(tiles, originals, strict=True))
 
 
@@ -262,7 +266,10 @@ def test_the_readmes_first_command_draws_packs_trains_and_names_the_pictures(tmp
     )
     assert done.stdout.count("complete, train 32, valid 4, test 4; manifest") == 1
     pictures = sorted(path.name for path in (tmp_path / "run/pictures/step-00000003").iterdir())
-    assert pictures == ["reconstructions.png", "samples.png", "traversals.png"]
+    assert pictures == [
+        "attributes.png", "attributes_animation.gif", "interpolation.png", "posterior.png", "reconstructions.png",
+        "samples.png", "samples_aggregate.png", "traversals.png", "traversals_animation.gif",
+    ]  # fmt: skip
     assert len(list((tmp_path / "run/wandb").glob("offline-run-*"))) == 1
 
 

@@ -30,6 +30,10 @@ class Posterior(NamedTuple):
     def mean(self) -> Tensor:
         return self.mu
 
+    @property
+    def std(self) -> Tensor:
+        return torch.exp(0.5 * self.logvar)
+
     def kl(self) -> Tensor:
         """KL(q(z_d | x) || p(z_d)), [rows, latent]."""
         return kl(self.mu, self.logvar)

@@ -22,6 +22,9 @@ class Posterior(Protocol):
     @property
     def mean(self) -> Tensor: ...
 
+    @property
+    def std(self) -> Tensor: ...
+
     def kl(self) -> Tensor:
         """KL(q(z_d | x) || p(z_d)), [rows, latent]."""
 

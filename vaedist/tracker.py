@@ -186,7 +186,10 @@ def encoded(pixels: np.ndarray) -> bytes:
     if kind(pixels) == "png":
         Image.fromarray(pixels).save(stream, format="PNG")
     else:
-        first, *others = map(Image.fromarray, pixels)
+        # one palette for all frames: with one of its own each would flicker, and take ten times as long
+        palette = Image.fromarray(pixels.reshape(-1, *pixels.shape[2:])).quantize(method=Image.Quantize.FASTOCTREE)
+        frames = (Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in pixels)
+        first, *others = frames
         first.save(stream, format="GIF", save_all=True, append_images=others, duration=FRAME, loop=0)
     return stream.getvalue()
 

@@ -12,7 +12,7 @@ import torch
 
 from shards.files import replacing
 from shards.manifest import ShardError
-from vaedist import evaluators
+from vaedist import curves, evaluators
 from vaedist.backend import Backend, on_cpu
 from vaedist.checkpoint import CheckpointError, Checkpoints, Progress, Snapshot, State, Writer, newest_first
 from vaedist.config import ConfigError, as_dict, dump
@@ -166,6 +166,8 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
         console.say(f"{recipe.run}: {stopped}")
         world.everyone(None)  # launchers end all when one process has ended
         raise stopped
+    if pictures and backend.main:
+        curves.write(recipe.run)
     console.say(complete(recipe, steps))
     return objective
 
@@ -191,6 +193,7 @@ def open_run(
     images = library.manifest.split("train").count * (2 if recipe.data.flip else 1)  # a mirrored image is another one
     objective = recipe.objective.build(recipe.model.build(shape, world), world, images)
     objective.require_batch(recipe.train.batch)
+    recipe.evaluate.require(library.manifest)
     snapshot = checkpoints.newest(console.say)
     if snapshot is not None:
         refuse_other_run(snapshot, recipe, library.manifest.digest)

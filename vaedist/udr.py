@@ -7,20 +7,14 @@ their order and sign, are likely to be disentangled.
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
 from vaedist.backend import Backend
-from vaedist.evaluate import WHOLE
+from vaedist.evaluate import observed, recipe_of, start_on
 from vaedist.recipe import load
-from vaedist.train import start
-
-if TYPE_CHECKING:
-    from vaedist.console import Console
-    from vaedist.evaluators import Subject
 
 INFORMATIVE = 0.01  # nats: a latent of less KL tells nothing of the images
 
@@ -86,7 +80,7 @@ def rank(runs: list[str], words: list[str], backend: Backend) -> None:
     console = Console(main=backend.main)
     codes, kls, rows, sets = [], [], [], set()
     for run in runs:
-        subject = look([f"recipe={run}/recipe.yaml", f"run={run}", *words], backend, console)
+        subject, _ = observed(load(recipe_of(run, words))[0], backend, console)
         with torch.no_grad(), backend.autocast():
             q = subject.codes()
         codes.append(q.mean.double().cpu().numpy())
@@ -109,29 +103,9 @@ def rank(runs: list[str], words: list[str], backend: Backend) -> None:
     console.say(f"{len(runs)} runs on {len(codes[0])} images; see {path}")
 
 
-def look(words: list[str], backend: Backend, console: "Console") -> "Subject":
-    """The newest checkpoint of a run; every rank calls it."""
-    from vaedist.checkpoint import CheckpointError, Checkpoints, averaged
-    from vaedist.evaluators import Subject
-    from vaedist.trainer import on_all_ranks, open_run
-
-    recipe, _ = load(words)
-    checkpoints = Checkpoints(recipe.run / "checkpoints", recipe.checkpoint.keep, recipe.checkpoint.keep_every)
-    data, objective, snapshot = on_all_ranks(backend.world, lambda: open_run(recipe, backend, checkpoints, console))
-    if snapshot is None:
-        raise CheckpointError(f"{recipe.run}: there is no checkpoint to look at; train the run first")
-    objective.load_state_dict(snapshot.weights | averaged(snapshot.moments))
-    objective.to(backend.device, backend.dtype).eval()
-    return Subject(recipe.evaluate, objective, data, backend.world, backend, snapshot.progress.step)
-
-
 if __name__ == "__main__":
     runs = [word for word in sys.argv[1:] if "=" not in Path(word).parts[0]]
     if len(runs) < 2:
         sys.exit("usage: accelerate launch -m vaedist.udr RUN RUN [RUN ...] [key.path=value ...]")
     words = [word for word in sys.argv[1:] if word not in runs]
-    keys = {word.partition("=")[0] for word in words}
-    words += [word for word in WHOLE if word.partition("=")[0] not in keys]
-    start(
-        [f"recipe={runs[0]}/recipe.yaml", f"run={runs[0]}", *words], lambda _, backend, __: rank(runs, words, backend)
-    )
+    start_on(runs[0], words, lambda _, backend, __: rank(runs, words, backend))

@@ -1,6 +1,6 @@
 """Looks at the model between steps, one file per evaluator: `run(subject)` yields (name, number or picture)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shards.manifest import Manifest
 from vaedist.backend import Backend
 from vaedist.config import available, bounded
 from vaedist.data import Dataset, Part
@@ -17,17 +18,20 @@ from vaedist.data.pixels import to_float
 from vaedist.data.stream import shares
 from vaedist.noise import Noise
 from vaedist.objectives import Objective
+from vaedist.pictures import Picture
 from vaedist.posterior import Posterior
 from vaedist.world import World
 
-Picture = np.ndarray  # uint8 [H, W, 3], or [frames, H, W, 3] of an animation
 ENCODED = 256  # images at a time, whatever the number of ranks: the same bits from any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     every: int = bounded(10_000, at_least=1)  # steps; the last step is always evaluated
-    names: tuple[str, ...] = ("elbo", "reconstructions", "samples", "traversals", "quality")
+    names: tuple[str, ...] = (
+        "elbo", "quality", "reconstructions", "samples", "traversals", "interpolation", "posterior", "attributes"
+    )  # fmt: skip
+    attributes: tuple[str, ...] | None = None  # whose directions are shown; null: the four nearest to half the images
     batch: int = bounded(256, at_least=1)  # held-out images at a time, of all ranks together
     images: int | None = bounded(None, at_least=1)  # the first so many held-out images; null: all
     inception: Path | None = None  # weights that `fid` needs; null: where torch-fidelity keeps them
@@ -37,10 +41,17 @@ class Config:
         for name in self.names:
             if name not in known:
                 raise ValueError(f"names: no evaluator {name!r}, there are {', '.join(known)}")
-            if require := getattr(import_module(f"{__name__}.{name}"), "require", None):
-                require(self)  # raises ValueError where it lacks something
-        if self.inception and "fid" not in self.names:
-            raise ValueError(f"inception={self.inception} is for the evaluator fid, which names does not have")
+        for key, value, evaluator in (
+            ("inception", self.inception, "fid"), ("attributes", self.attributes, "attributes")
+        ):  # fmt: skip
+            if value and evaluator not in self.names:
+                raise ValueError(f"{key}={value} is for the evaluator {evaluator}, which names does not have")
+
+    def require(self, manifest: Manifest) -> None:
+        """Raises ConfigError where an evaluator lacks what it needs: asked at the start of a run, not after hours."""
+        for name in self.names:
+            if check := getattr(import_module(f"{__name__}.{name}"), "require", None):
+                check(self, manifest)
 
 
 @dataclass(frozen=True)
@@ -72,17 +83,32 @@ class Subject:
         """
         if part not in self._codes:
             count = self.count if part == "valid" else self.data.train.count
-            chunks = [np.arange(start, min(start + ENCODED, count)) for start in range(0, count, ENCODED)]
-            mine = chunks[self.world.rank :: self.world.size]
-            whole: Posterior | None = None
-            for ids in mine or chunks[:1]:
-                some = self.objective.posterior(*self.images(ids, part))
-                whole = whole or type(some)(*(rows.new_zeros(count, rows.shape[1]) for rows in some))
-                for rows, found in zip(whole, some, strict=True):
-                    rows[ids] = found if mine else 0
-            assert whole is not None
-            self._codes[part] = type(whole)(*map(self.world.sum, whole))
+            kind: list[type[Posterior]] = []
+
+            def encode(ids: Ids) -> Posterior:
+                q = self.objective.posterior(*self.images(ids, part))
+                kind[:] = [type(q)]
+                return q
+
+            rows = self.rows(count, encode)
+            self._codes[part] = kind[0](*rows)
         return self._codes[part]
+
+    def rows(self, count: int, work: Callable[[Ids], Iterable[Tensor]], at_once: int = ENCODED) -> list[Tensor]:
+        """What `work` finds about `count` images, tensors [count, ...] in their order, from its [len(ids), ...].
+
+        All ranks compute it together, `at_once` images at a time on any number of them; every rank has all rows, the
+        same bits.
+        """
+        chunks = [np.arange(start, min(start + at_once, count)) for start in range(0, count, at_once)]
+        mine = chunks[self.world.rank :: self.world.size]
+        whole: list[Tensor] = []
+        for ids in mine or chunks[:1]:
+            found = list(work(ids))
+            whole = whole or [rows.new_zeros(count, *rows.shape[1:]) for rows in found]
+            for rows, some in zip(whole, found, strict=True):
+                rows[ids] = some if mine else 0
+        return [self.world.sum(rows) for rows in whole]
 
     def noise(self, ids: np.ndarray) -> Noise:
         """The same in every run, whatever its seed: runs are compared on the same draws."""
@@ -94,14 +120,24 @@ class Subject:
             if len(ids):
                 yield ids
 
-    def grid(self, decoded: Tensor, columns: int) -> Picture:
-        """Images in the model's pixel range, [n, C, H, W], as one picture."""
-        from torchvision.utils import make_grid  # takes seconds, which a launcher's checks need not wait for
+    def expected(self, z: Tensor) -> Tensor:
+        """The images that the decoder expects of codes, in the model's pixel range: [n, latent] -> [n, C, H, W]."""
+        objective, ids = self.objective, np.arange(ENCODED)
+        found = []
+        for some in objective.nearest(z).split(ENCODED):
+            decoded = objective.vae.decode(some, self.noise(ids[: len(some)]))
+            found.append(objective.likelihood.mean(decoded))
+        return torch.cat(found)
 
+    def tiles(self, images: Tensor, columns: int) -> np.ndarray:
+        """Images [n, C, H, W] in the model's pixel range, as rows of a grid: uint8 [n / columns, columns, H, W, 3]."""
         low, high = self.objective.vae.pixel_range
-        unit = ((decoded.float() - low) / (high - low)).clamp(0, 1)
-        grid = make_grid(unit, nrow=columns, padding=2, pad_value=1.0)
-        return (grid * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        unit = ((images.float() - low) / (high - low)).clamp(0, 1)
+        pixels = (unit * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+        return pixels.unflatten(0, (-1, columns)).cpu().numpy()
+
+    def caption(self, text: str) -> str:
+        return f"step {self.step:,} · {text}"
 
 
 def run(subject: Subject) -> tuple[dict[str, float], dict[str, Picture]]:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from shards.manifest import Manifest
 from vaedist.config import ConfigError
-from vaedist.evaluators import Subject
+from vaedist.evaluators import Config, Subject
 from vaedist.world import World
 
 BINS = 20  # equally wide, of what is continuous
@@ -109,18 +110,22 @@ class GroundTruth:
         return parts[0].factors(chosen), parts[1].factors(chosen)
 
 
-def ground_truth(subject: Subject) -> GroundTruth:
-    """Of the held-out images that are looked at; raises ConfigError where nothing is known of them."""
-    manifest = subject.data.manifest
-    if manifest.factors:
-        name, continuous = "factors", [not factor.values for factor in manifest.factors]
-    elif manifest.attributes:
-        name, continuous = "labels", [False] * len(manifest.attributes)
-    else:
+def require(config: Config, manifest: Manifest) -> None:
+    """Raises ConfigError where nothing is known of what made the images."""
+    if not manifest.factors and not manifest.attributes:
         raise ConfigError(
             f"evaluate.names: a disentanglement metric needs the factors or attributes of the images, and "
             f"{manifest.directory} has neither: leave it out"
         )
+
+
+def ground_truth(subject: Subject) -> GroundTruth:
+    """Of the held-out images that are looked at."""
+    manifest = subject.data.manifest
+    if manifest.factors:
+        name, continuous = "factors", [not factor.values for factor in manifest.factors]
+    else:
+        name, continuous = "labels", [False] * len(manifest.attributes)
     values = subject.data.array("valid", name)[: subject.count]
     return known(subject.codes().mean.double().cpu().numpy(), values, continuous)
 

@@ -7,6 +7,7 @@ from threadpoolctl import threadpool_limits
 
 from vaedist.evaluators import Subject
 from vaedist.evaluators._ground_truth import TEST, TRAIN, Factor, GroundTruth, generator, ground_truth
+from vaedist.evaluators._ground_truth import require as require  # at the start of a run
 
 PAIRS = 64  # of a point
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from vaedist.evaluators import Subject
 from vaedist.evaluators._ground_truth import GroundTruth, each_factor, ground_truth
+from vaedist.evaluators._ground_truth import require as require  # at the start of a run
 from vaedist.world import World
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from vaedist.evaluators import Subject
 from vaedist.evaluators._ground_truth import TEST, TRAIN, Factor, GroundTruth, generator, ground_truth
+from vaedist.evaluators._ground_truth import require as require  # at the start of a run
 
 SHARING = 64  # images of a vote
 PRUNED = 0.05  # a latent of less standard deviation has collapsed to the prior

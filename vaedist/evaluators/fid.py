@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shards.manifest import Manifest
+from vaedist.config import ConfigError
 from vaedist.console import Console
 from vaedist.data.order import Ids
 from vaedist.evaluators import Config, Subject
@@ -29,30 +31,32 @@ SUBSETS, SUBSET = 100, 1000
 NOT_WEIGHTS = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, AttributeError, LookupError)
 
 
-def require(config: Config) -> None:
-    """Raises ValueError where the weights are not there: a run says so before it starts."""
+def require(config: Config, manifest: Manifest) -> None:
+    """Raises ConfigError where the weights are not there."""
     weights(config.inception)
 
 
 def weights(file: Path | None) -> dict[str, Tensor]:
     """Inception's weights from `file`, or from where torch-fidelity keeps its own; no code of a file is executed.
 
-    Nothing is downloaded: nodes that compute often cannot, and all ranks would at once. Raises ValueError.
+    Nothing is downloaded: nodes that compute often cannot, and all ranks would at once. Raises ConfigError.
     """
     kept = Path(torch.hub.get_dir()) / "checkpoints"
     path = (file or kept / FILE).expanduser()
     if not path.is_file():
-        raise ValueError(
-            f"fid needs the weights of Inception, and {path} is not there: download {URL} (95 MB) into {kept}, or "
+        raise ConfigError(
+            f"evaluate.names: fid needs the weights of Inception, and {path} is not there: download {URL} (95 MB) into {kept}, or "
             "say where it is: evaluate.inception=FILE"
         )
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
         shape = tuple(found["fc.weight"].shape)
     except NOT_WEIGHTS as error:
-        raise ValueError(f"inception={path}: no weights ({type(error).__name__}); download {URL} again") from None
+        raise ConfigError(
+            f"evaluate.inception={path}: no weights ({type(error).__name__}); download {URL} again"
+        ) from None
     if shape != (1008, FEATURES):
-        raise ValueError(f"inception={path}: of another network than FID is defined by; download {URL}")
+        raise ConfigError(f"evaluate.inception={path}: of another network than FID is defined by; download {URL}")
     return found
 
 

@@ -13,6 +13,7 @@ from vaedist.evaluators._ground_truth import (
     ground_truth,
     mutual_information,
 )
+from vaedist.evaluators._ground_truth import require as require  # at the start of a run
 from vaedist.world import World
 
 NEIGHBOURS = 10  # of the estimate of mutual information

@@ -6,6 +6,7 @@ import numpy as np
 
 from vaedist.evaluators import Subject
 from vaedist.evaluators._ground_truth import GroundTruth, discretise, entropy, ground_truth, mutual_information
+from vaedist.evaluators._ground_truth import require as require  # at the start of a run
 
 
 def run(subject: Subject) -> Iterator[tuple[str, float]]:

@@ -1,16 +1,25 @@
-"""Images decoded from the prior, from the same latents at every evaluation of every run with this latent size."""
+"""Images decoded from the prior and from the aggregate posterior, from the same draws at every evaluation."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
-from vaedist.evaluators import Picture, Subject
+from vaedist import pictures
+from vaedist.evaluators import Subject
+from vaedist.pictures import Picture
 
 COLUMNS, ROWS = 10, 8
 
 
 def run(subject: Subject) -> Iterator[tuple[str, Picture]]:
-    objective = subject.objective
+    """A draw from the aggregate posterior is one from q(z | x) of a held-out image x, itself drawn at random."""
     noise = subject.noise(np.arange(COLUMNS * ROWS))
-    z = objective.prior(noise, subject.backend.dtype)
-    yield "samples", subject.grid(objective.likelihood.mean(objective.vae.decode(z, noise)), COLUMNS)
+    prior = subject.objective.prior(noise, subject.backend.dtype)
+    drawn = noise.bits("images", 1)[:, 0].remainder(subject.count)
+    images, _ = subject.images(drawn.cpu().numpy())
+    for name, what, z in (
+        ("samples", "the prior", prior),
+        ("samples_aggregate", "the aggregate posterior", subject.objective.posterior(images, noise).z),
+    ):
+        tiles = subject.tiles(subject.expected(z), COLUMNS)
+        yield name, pictures.grid(tiles, subject.caption(f"decoded from {what}"))

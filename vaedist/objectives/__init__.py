@@ -129,6 +129,10 @@ class Objective(nn.Module):
         """The values at which to look at each latent, [latent, columns]."""
         return torch.linspace(-3, 3, columns).expand(self.vae.latent, columns)
 
+    def nearest(self, z: Tensor) -> Tensor:
+        """The codes nearest to z that the decoder learns to read, [rows, latent]."""
+        return z
+
     def param_groups(self) -> Iterator[dict[str, Any]]:
         """A group for every player; `name` is always there, other keys override the recipe's optimiser."""
         yield {"name": "vae", "params": list(self.vae.parameters())}

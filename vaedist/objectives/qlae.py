@@ -41,6 +41,10 @@ class Code(NamedTuple):
     def mean(self) -> Tensor:
         return self.z
 
+    @property
+    def std(self) -> Tensor:
+        return torch.zeros_like(self.z)
+
     def kl(self) -> Tensor:
         return -self.log_p
 
@@ -109,6 +113,9 @@ class QLAE(objectives.Objective):
         """The codebook in order; of more values than columns some, of fewer some twice."""
         chosen = torch.linspace(0, self.values - 1, columns).round().long()
         return self.codebook.values.sort(1).values[:, chosen]
+
+    def nearest(self, z: Tensor) -> Tensor:
+        return self.codebook(z)
 
     def param_groups(self) -> Iterator[dict[str, Any]]:
         weights = [parameter for parameter in self.vae.parameters() if parameter.ndim > 1]
