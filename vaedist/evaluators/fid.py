@@ -45,8 +45,8 @@ def weights(file: Path | None) -> dict[str, Tensor]:
     path = (file or kept / FILE).expanduser()
     if not path.is_file():
         raise ConfigError(
-            f"evaluate.names: fid needs the weights of Inception, and {path} is not there: download {URL} (95 MB) into {kept}, or "
-            "say where it is: evaluate.inception=FILE"
+            f"evaluate.names: fid needs the weights of Inception, and {path} is not there: download {URL} (95 MB) into "
+            f"{kept}, or say where it is: evaluate.inception=FILE"
         )
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
