@@ -274,5 +274,5 @@ def test_a_push_uploads_every_file_and_without_a_network_says_what_to_do(tmp_pat
         assert export.push(tmp_path, "user/name") == f"{address}/user/name"
     assert Hub.commits == [files]
     assert (Hub.created[0]["name"], Hub.created[0]["visibility"]) == ("name", "private")
-    with pytest.raises(ConfigError, match=f"written, but not pushed .*: hf upload user/name {tmp_path}$"):
+    with pytest.raises(ConfigError, match=f"written, but not pushed .*: hf upload --private user/name {tmp_path}$"):
         export.push(tmp_path, "user/name")  # the server is gone
