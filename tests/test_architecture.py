@@ -62,6 +62,19 @@ def test_the_format_of_the_shards_does_not_know_the_training():
     assert [str(path) for path in FILES if path.parts[0] == "shards" and knows(path, "vaedist")] == []
 
 
+def test_a_pretrained_model_is_used_without_the_trainer():
+    reached, ahead = set(), {"vaedist.pretrained"}
+    modules = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+    while ahead:
+        name = ahead.pop()
+        reached.add(name)
+        if name in modules:
+            ahead |= imports(modules[name]) - reached
+    assert "vaedist.models" in reached
+    apart = ("accelerate", "deepspeed", "shards", "wandb", "webdataset", "vaedist.backend", "vaedist.trainer")
+    assert [name for name in reached if name.startswith(apart)] == []
+
+
 def test_packing_and_reading_do_not_wait_for_torch_to_be_imported():
     script = "import sys, shards.__main__, shards.reading.reader; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -17,13 +17,12 @@ from vaedist.recipe import load
 
 def by_definition(real: np.ndarray, found: np.ndarray) -> tuple[float, float]:
     """FID, and KID of all pairs, from the formulas in float64."""
-    from scipy.linalg import sqrtm
-
     a, b = real.astype(np.float64), found.astype(np.float64)
     covariances = [np.einsum("ni,nj->ij", x - x.mean(0), x - x.mean(0)) / (len(x) - 1) for x in (a, b)]
-    root = sqrtm(covariances[0])
-    cross = sqrtm(root @ covariances[1] @ root).real  # the symmetric form of the square root of the product
-    frechet = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * cross)
+    values, vectors = np.linalg.eigh(covariances[0])
+    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ covariances[1] @ root).clip(0)).sum()  # of the product's square root
+    frechet = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(covariances[0] + covariances[1]) - 2 * cross
 
     def kernel(x, y):
         return (x @ y.T / x.shape[1] + 1) ** 3

@@ -24,7 +24,7 @@ TEXT = """
 ```python
 from vaedist import pretrained          # of the repository that trained it; reads JSON and safetensors only
 
-model = pretrained.load("path/to/{name}")
+model = pretrained.load("path/to/this/directory")
 mu, logvar = model.encode(images)       # uint8, or float in [0, 1]: [batch, {channels}, {height}, {width}]
 images = model.decode(mu)               # [batch, {latent}] -> float in [0, 1]
 images = model.decode(model.prior(16))  # samples

@@ -157,7 +157,7 @@ def push(dst: Path, repository: str) -> str:
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"{dst} is written, but not pushed ({reason}); when online and logged in (`hf auth login`): "
-            f"hf upload {repository} {dst}"
+            f"hf upload --private {repository} {dst}"
         ) from error
     return str(commit.repo_url)
 
