@@ -12,7 +12,7 @@ import torch
 
 from shards.manifest import Factor as Named
 from vaedist.config import ConfigError
-from vaedist.evaluators import _ground_truth, dci, infomec
+from vaedist.evaluators import Config, _ground_truth, dci, infomec
 from vaedist.evaluators._ground_truth import Factor, discretise, generator, ground_truth, known
 from vaedist.evaluators.betavae_metric import PAIRS, betavae_metric, differences
 from vaedist.evaluators.factorvae_metric import SHARING, draw, factorvae_metric
@@ -339,7 +339,7 @@ def test_factors_are_compared_where_there_are_any_and_else_the_attributes():
     assert found.continuous.tolist() == [False] * 3
     assert (found.classes == labels).all()
     with pytest.raises(ConfigError, match=r"^evaluate\.names: .* data/some has neither: leave it out$"):
-        ground_truth(subject(noise(4)))
+        mig.require(Config(names=("mig",)), subject(noise(4)).data.manifest)
 
 
 def test_the_evaluators_give_a_finite_number_under_each_name(of_noise):
