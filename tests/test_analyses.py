@@ -265,7 +265,9 @@ def test_two_processes_measure_the_same_edit_as_one(trained, tmp_path):
         run = tmp_path / str(processes)
         shutil.copytree(trained, run)
         script = tmp_path / "edit.py"
-        script.write_text("import sys\nfrom vaedist import classifier, edit\nclassifier.STEPS = 20\nedit.main(sys.argv[1:])\n")
+        script.write_text(
+            "import sys\nfrom vaedist import classifier, edit\nclassifier.STEPS = 20\nedit.main(sys.argv[1:])\n"
+        )
         done = launch(run, "Smiling", processes=processes, script=script)
         assert done.returncode == 0, done.stderr
         found.append(
