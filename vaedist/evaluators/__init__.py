@@ -31,9 +31,7 @@ class Config:
     names: tuple[str, ...] = (
         "elbo", "reconstructions", "samples", "traversals", "interpolation", "posterior", "attributes"
     )  # fmt: skip
-    attributes: tuple[str, ...] | None = (
-        None  # whose directions are shown; null: the four nearest to half of the images
-    )
+    attributes: tuple[str, ...] | None = None  # that are shown; null: the four nearest to half of the images
     batch: int = bounded(256, at_least=1)  # held-out images at a time, of all ranks together
     images: int | None = bounded(None, at_least=1)  # the first so many held-out images; null: all
 
