@@ -244,6 +244,9 @@ def test_an_edit_leaves_a_strip_an_animation_and_its_figures(trained, data, monk
     lower, right = strip.shape[0] - 2 * 66, strip.shape[1] - 8 * 66
     for row, image in enumerate(images):
         assert np.array_equal(strip[lower + 66 * row : lower + 66 * row + 64, right : right + 64], image)
+    assert main(words, partial(edit, ["Smiling"], [])) == 0
+    assert np.asarray(Image.open(found / "Smiling.png")).shape[0] // 66 == 6
+    capsys.readouterr()
     for names, ids, line in (
         (["Smilling"], [0], "vaedist: no attribute 'Smilling'; did you mean Smiling (of Smiling)?"),
         (["Smiling"], [13], "vaedist: --images: no held-out image 13; there are 0 to 12"),

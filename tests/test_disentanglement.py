@@ -339,7 +339,7 @@ def test_factors_are_compared_where_there_are_any_and_else_the_attributes():
     assert found.continuous.tolist() == [False] * 3
     assert (found.classes == labels).all()
     with pytest.raises(ConfigError, match=r"^evaluate\.names: .* data/some has neither: leave it out$"):
-        mig.require(Config(names=("mig",)), subject(noise(4)).data.manifest)
+        _ground_truth.require(Config(names=("mig",)), subject(noise(4)).data.manifest)
 
 
 def test_the_evaluators_give_a_finite_number_under_each_name(of_noise):

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from vaedist.data.order import Ids
 
 SHOWN = 4  # attributes that drift
-IMAGES = "0,1,2,3,4,5"  # held-out images that the pictures show
+FACES = 6  # held-out images that the pictures show unless others are asked for
 
 
 def edit(names: Sequence[str], ids: Sequence[int], recipe: Recipe, backend: Backend, stop: Stop) -> None:
-    """Every rank calls it; raises one of the trainer's USER_ERRORS.
+    """Every rank calls it; raises one of the trainer's USER_ERRORS. ids: held-out images to show; none: the first ones.
 
     Writes RUN/edits/step-00001000/: NAME.png, NAME.gif and NAME.json of each attribute.
     """
@@ -50,7 +50,7 @@ def edit(names: Sequence[str], ids: Sequence[int], recipe: Recipe, backend: Back
         with torch.no_grad(), backend.autocast():
             direction = attributes.direction(subject.data.manifest, subject.codes("train").mean, name)
             found = figures(subject, name, judged(subject, judge, direction))
-            pictures = drawn(subject, name, direction, np.array(ids))
+            pictures = drawn(subject, name, direction, np.array(ids or range(min(FACES, subject.count))))
         if backend.main:
             for picture in pictures:
                 write_pictures(directory, {name: picture})
@@ -176,12 +176,12 @@ def main(arguments: Sequence[str]) -> None:
     parser = ArgumentParser(prog="python -m vaedist.edit", description="Adds attributes to held-out faces.")
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("words", nargs="+", metavar="ATTRIBUTE", help="or key.path=value")
-    parser.add_argument("--images", default=IMAGES, metavar="N,N,...", help=f"held-out images to show ({IMAGES})")
+    parser.add_argument("--images", metavar="N,N,...", help=f"held-out images to show; the first {FACES} if not given")
     told = parser.parse_args(arguments)
     names = [word for word in told.words if "=" not in word]
     words = [word for word in told.words if "=" in word]
     try:
-        ids = [int(number) for number in told.images.split(",")]
+        ids = [int(number) for number in told.images.split(",")] if told.images else []
     except ValueError:
         parser.error(f"--images {told.images}: numbers with commas are wanted")
     if not names:

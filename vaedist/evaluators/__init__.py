@@ -31,7 +31,7 @@ class Config:
     names: tuple[str, ...] = (
         "elbo", "quality", "reconstructions", "samples", "traversals", "interpolation", "posterior", "attributes"
     )  # fmt: skip
-    attributes: tuple[str, ...] | None = None  # whose directions are shown; null: the four nearest to half the images
+    attributes: tuple[str, ...] | None = None  # that are shown; null: the four nearest to half of the images
     batch: int = bounded(256, at_least=1)  # held-out images at a time, of all ranks together
     images: int | None = bounded(None, at_least=1)  # the first so many held-out images; null: all
     inception: Path | None = None  # weights that `fid` needs; null: where torch-fidelity keeps them
