@@ -38,7 +38,7 @@ COPY pyproject.toml ./
 # hadolint ignore=SC2046
 RUN --mount=type=cache,target=/var/cache/uv \
     /opt/uv/bin/uv pip install --quiet \
-      $(/opt/uv/bin/uv pip compile --quiet --no-deps --no-header --no-annotate --extra s3 pyproject.toml) \
+      $(/opt/uv/bin/uv pip compile --quiet --no-deps --no-header --no-annotate --extra s3 --extra onnx --extra report pyproject.toml) \
  && python -c 'import site; print("/opt/vaedist", file=open(site.getsitepackages()[0] + "/vaedist.pth", "w"))'
 
 # Clusters run it as users of their own, whom this system does not know and who may write here only.

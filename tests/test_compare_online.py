@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import sys
 
 import numpy as np
@@ -21,12 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDepre
 
 @pytest.fixture(autouse=True)
 def _no_credentials(tmp_path, monkeypatch):
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(name, str(tmp_path))
+    wandb_server.forget_credentials(monkeypatch, tmp_path)
 
 
 @pytest.fixture

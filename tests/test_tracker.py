@@ -27,12 +27,7 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 
 @pytest.fixture(autouse=True)
 def _no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(name, str(tmp_path))
+    wandb_server.forget_credentials(monkeypatch, tmp_path)
     yield
     if "wandb" in sys.modules:
         sys.modules["wandb"].teardown()

@@ -8,13 +8,17 @@ any client asks for, so that no query needs to be read. `wandb_server.serve()` l
 import gzip
 import itertools
 import json
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 ENTITY = "me"
 Answer = dict[str, Any]
@@ -403,6 +407,16 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, *_: object) -> None:
         """Clients drop connections as they like."""
+
+
+def forget_credentials(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+    """No login and no setting of this user's reaches the SDK, which keeps what it writes in `directory`."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("NETRC", str(directory / "netrc"))
+    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(directory))
 
 
 @contextmanager
