@@ -16,13 +16,13 @@ from launching import complaints, launch
 from PIL import Image
 from small import SHAPE, small
 
-from vaedist import attributes, classifier, curves, evaluators, pictures
+from vaedist import attributes, curves, evaluators, pictures
 from vaedist.config import ConfigError
-from vaedist.edit import edit, measured
+from vaedist.edit import classifier
+from vaedist.edit.__main__ import edit, measured
 from vaedist.evaluators import Subject
 from vaedist.evaluators.interpolation import linear, spherical
 from vaedist.objectives import Objective
-from vaedist.tracker import encoded
 from vaedist.train import main
 from vaedist.world import World
 
@@ -81,7 +81,7 @@ def test_a_long_caption_is_wrapped_not_cut_and_an_animation_keeps_its_size():
 def test_an_animation_goes_there_and_back_in_one_palette():
     frames = pictures.there_and_back([np.full((9, 9, 3), shade, np.uint8) for shade in (0, 80, 160)])
     assert frames[:, 0, 0, 0].tolist() == [0, 80, 160, 80]
-    image = Image.open(io.BytesIO(encoded(frames)))
+    image = Image.open(io.BytesIO(pictures.encoded(frames)))
     assert (image.n_frames, image.info["loop"]) == (4, 0)
     for number, frame in enumerate(frames):
         image.seek(number)
@@ -270,7 +270,10 @@ def test_two_processes_measure_the_same_edit_as_one(trained, tmp_path):
         shutil.copytree(trained, run)
         script = tmp_path / "edit.py"
         script.write_text(
-            "import sys\nfrom vaedist import classifier, edit\nclassifier.STEPS = 20\nedit.main(sys.argv[1:])\n"
+            "import sys\n"
+            "from vaedist.edit import __main__ as edit\n"
+            "edit.classifier.STEPS = 20\n"
+            "edit.main(sys.argv[1:])\n"
         )
         done = launch(run, "Smiling", processes=processes, script=script)
         assert done.returncode == 0, done.stderr

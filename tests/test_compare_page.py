@@ -14,7 +14,7 @@ from vaedist.compare import page as page_module
 from vaedist.compare.comparison import Comparison
 from vaedist.compare.page import album, page
 from vaedist.compare.runs import read
-from vaedist.tracker import encoded
+from vaedist.pictures import encoded
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&"
 BROWSER = "not an origin"  # who asks, in its log, where it is no page

@@ -13,9 +13,11 @@ import torch
 import yaml
 from PIL import Image
 
-from vaedist import export, pretrained, programs
+from vaedist import pretrained
 from vaedist.checkpoint import EMA, Checkpoints, Progress, State
 from vaedist.config import ConfigError, as_dict
+from vaedist.export import __main__ as export
+from vaedist.export import programs
 from vaedist.noise import Noise
 from vaedist.objectives import Objective
 from vaedist.recipe import load

@@ -19,7 +19,8 @@ from PIL import Image
 from wandb_records import logged
 
 from vaedist.config import ConfigError
-from vaedist.tracker import Config, Tracker, open_tracker, open_view, write_pictures
+from vaedist.pictures import write_pictures
+from vaedist.tracker import Config, Tracker, open_tracker, open_view
 
 OFF = Config(wandb="off")
 PICTURE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vaedist import pictures
-from vaedist.tracker import write_pictures
 
 Row = dict[str, float]
 TERMS = {"recon": "reconstruction", "kl": "KL", "elbo": "−ELBO"}  # nats per image
@@ -14,7 +13,7 @@ TERMS = {"recon": "reconstruction", "kl": "KL", "elbo": "−ELBO"}  # nats per i
 def write(run: Path) -> None:
     """RUN/curves.png."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    write_pictures(run, {"curves": draw(rows, run.name)})
+    pictures.write_pictures(run, {"curves": draw(rows, run.name)})
 
 
 def draw(rows: Sequence[Row], name: str) -> pictures.Picture:

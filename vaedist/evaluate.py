@@ -48,7 +48,8 @@ def evaluate(recipe: Recipe, backend: Backend, stop: Stop) -> None:
     from vaedist.console import Console
     from vaedist.debug import refuse_nonfinite
     from vaedist.environment import environment
-    from vaedist.tracker import open_view, write_pictures
+    from vaedist.pictures import write_pictures
+    from vaedist.tracker import open_view
 
     console = Console(main=backend.main)
     subject, seen = observed(recipe, backend, console)

@@ -1,6 +1,7 @@
-"""Pictures with their labels: grids of images, pixel for pixel, and charts in the same letters and colours."""
+"""Pictures with their labels, and their files: grids of images, pixel for pixel, and charts in the same letters."""
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from math import ceil
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from shards.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,6 +22,8 @@ GAP = 8  # more of them between groups of rows, and around text
 LETTERS = 12  # pixels
 INK, FAINT = "#222222", "#777777"
 COLOURS = ("#3b6ea8", "#d0743c")
+FRAME = 120  # milliseconds of an animation's frame
+FORMATS = ("png", "gif")  # of pictures and of animations
 DPI = 110
 
 
@@ -88,6 +93,28 @@ def drawn(figure: "Figure") -> Picture:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def write_pictures(directory: Path, pictures: Mapping[str, Picture]) -> None:
+    """NAME.png for each of them, or NAME.gif of an animation."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, pixels in pictures.items():
+        with replacing(directory / f"{name}.{FORMATS[pixels.ndim - 3]}") as file:
+            file.write(encoded(pixels))
+
+
+def encoded(pixels: Picture) -> bytes:
+    """A picture's file."""
+    stream = io.BytesIO()
+    if pixels.ndim == 3:
+        Image.fromarray(pixels).save(stream, format="PNG")
+    else:
+        # one palette for all frames: with one of its own each would flicker, and take ten times as long
+        palette = Image.fromarray(pixels.reshape(-1, *pixels.shape[2:])).quantize(method=Image.Quantize.FASTOCTREE)
+        frames = (Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in pixels)
+        first, *others = frames
+        first.save(stream, format="GIF", save_all=True, append_images=others, duration=FRAME, loop=0)
+    return stream.getvalue()
 
 
 @cache

@@ -1,7 +1,6 @@
 """Writes down what a run measures: metrics.jsonl and pictures are the truth, W&B is a view of them."""
 
 import fcntl
-import io
 import json
 import os
 import platform
@@ -12,17 +11,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
 
-import numpy as np
-from PIL import Image
-
 from shards.files import replacing
 from shards.remote.fetch import is_remote
 from vaedist.config import ConfigError, bounded, leaves
+from vaedist.pictures import Picture, write_pictures
 from vaedist.wandb_view import About, Job, Wandb, has_credentials, open_wandb
 from vaedist.words import nearest
 
 Mode = Literal["auto", "online", "offline", "off"]
-FRAME = 120  # milliseconds of an animation's frame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +46,7 @@ class Tracker:
         if self._view:
             self._view.log(row)
 
-    def pictures(self, pictures: Mapping[str, np.ndarray], step: int, seen: int) -> None:
+    def pictures(self, pictures: Mapping[str, Picture], step: int, seen: int) -> None:
         """Pictures by name, uint8 [H, W, 3], or [frames, H, W, 3] of an animation; the row of the step comes later."""
         if self._files:
             write_pictures(self._files.pictures(step), pictures)
@@ -165,33 +161,6 @@ class Files:
     def close(self, failed: bool) -> None:
         with suppress(OSError) if failed else nullcontext():  # a full disk would refuse the same row once more
             self._open.close()
-
-
-def write_pictures(directory: Path, pictures: Mapping[str, np.ndarray]) -> None:
-    """NAME.png for each of them, uint8 [H, W, 3], or NAME.gif, uint8 [frames, H, W, 3]."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, pixels in pictures.items():
-        with replacing(directory / f"{name}.{kind(pixels)}") as file:
-            file.write(encoded(pixels))
-
-
-def kind(pixels: np.ndarray) -> str:
-    """The format that a picture is kept in."""
-    return "png" if pixels.ndim == 3 else "gif"
-
-
-def encoded(pixels: np.ndarray) -> bytes:
-    """A picture's file."""
-    stream = io.BytesIO()
-    if kind(pixels) == "png":
-        Image.fromarray(pixels).save(stream, format="PNG")
-    else:
-        # one palette for all frames: with one of its own each would flicker, and take ten times as long
-        palette = Image.fromarray(pixels.reshape(-1, *pixels.shape[2:])).quantize(method=Image.Quantize.FASTOCTREE)
-        frames = (Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in pixels)
-        first, *others = frames
-        first.save(stream, format="GIF", save_all=True, append_images=others, duration=FRAME, loop=0)
-    return stream.getvalue()
 
 
 def claim(run: Path) -> IO[bytes]:

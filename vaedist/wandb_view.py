@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shards.files import replacing
+from vaedist.pictures import FORMATS
 
 PATIENCE = 30.0  # seconds for the server to answer at the start of a run
 LAST, UPLOAD = 60.0, 600.0  # seconds for it to take the rest at the end, and a checkpoint
-PICTURES = ".png", ".gif"
 LONGEST = 64, 128  # characters that W&B allows a tag, and a name or group
 Attempt = Literal["online", "offline"]
 Job = Literal["train", "eval"]
@@ -86,7 +86,7 @@ class Wandb:
         def media(path: Path) -> Any:
             return Video(str(path), format="gif") if path.suffix == ".gif" else Image(str(path))
 
-        found = {f"pictures/{path.stem}": path for path in sorted(directory.iterdir()) if path.suffix in PICTURES}
+        found = {f"pictures/{path.stem}": path for path in sorted(directory.iterdir()) if path.suffix[1:] in FORMATS}
         self._attempt(
             lambda run: run.log(
                 {"step": step, "seen": seen} | {name: media(path) for name, path in found.items()},

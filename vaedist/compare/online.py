@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vaedist.compare.runs import FORMATS, Picture, Run, canonical, curves
+from vaedist.compare.runs import Picture, Run, canonical, curves
 from vaedist.config import ConfigError
+from vaedist.pictures import FORMATS
 
 PATIENCE = 30  # seconds for the server to answer
 PICTURES = "pictures/"  # before the name of one in a row

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaedist.config import ConfigError, flatten
+from vaedist.pictures import FORMATS
 from vaedist.words import Node, from_file
-
-FORMATS = ("png", "gif")  # of the tracker
 
 
 class Point(NamedTuple):

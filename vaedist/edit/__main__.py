@@ -15,18 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from shards.files import replacing
-from vaedist import attributes, classifier
+from vaedist import attributes
 from vaedist.attributes import ALPHAS
 from vaedist.backend import Backend
-from vaedist.classifier import Figures
 from vaedist.config import ConfigError
 from vaedist.console import Console
+from vaedist.edit import classifier
+from vaedist.edit.classifier import Figures
 from vaedist.evaluate import observed, start_on
 from vaedist.evaluators import Subject
 from vaedist.evaluators.attributes import animation, strip
+from vaedist.pictures import write_pictures
 from vaedist.recipe import Recipe
 from vaedist.stop import Stop
-from vaedist.tracker import write_pictures
 
 if TYPE_CHECKING:
     from vaedist.data.order import Ids

@@ -75,5 +75,7 @@ def _network(shape: tuple[int, int, int], attributes: int) -> nn.Module:
 def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

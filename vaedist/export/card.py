@@ -7,6 +7,7 @@ from typing import Any
 
 from vaedist.checkpoint import Snapshot
 from vaedist.config import ConfigError
+from vaedist.pictures import FORMATS
 from vaedist.pretrained import CONFIG
 from vaedist.words import to_yaml
 
@@ -161,9 +162,10 @@ def copy_pictures(run: Path, step: int, draft: Path) -> list[Path]:
     """Copies the pictures of a step; the copies, the usual ones first."""
     copies = []
     for name in (PICTURES, "evaluation"):
-        for path in sorted((run / name / f"step-{step:08d}").glob("*.[pg][ni][gf]")):
-            (draft / PICTURES).mkdir(exist_ok=True)
-            copies.append(Path(shutil.copy(path, draft / PICTURES)))
+        for path in sorted((run / name / f"step-{step:08d}").glob("*")):
+            if path.suffix[1:] in FORMATS:
+                (draft / PICTURES).mkdir(exist_ok=True)
+                copies.append(Path(shutil.copy(path, draft / PICTURES)))
     order = {name: place for place, name in enumerate(ORDER)}
     return sorted(set(copies), key=lambda path: (order.get(path.stem, len(ORDER)), path.name))
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
-from vaedist import card
 from vaedist.checkpoint import CheckpointError, Checkpoints, Snapshot, averaged
 from vaedist.config import ConfigError
+from vaedist.export import card
+from vaedist.export.programs import write_programs
 from vaedist.pretrained import CONFIG, FORMAT, WEIGHTS, Pretrained, build, load
-from vaedist.programs import write_programs
 from vaedist.tensorfile import pieces
 from vaedist.words import from_words, nearest
 

@@ -1,0 +1,1 @@
+"""A run's model for use elsewhere: weights, programs and a card."""
