@@ -274,7 +274,7 @@ def test_an_online_run_is_whole_on_the_server_and_resumes_without_gap_or_duplica
         tracker.complete(saved)
     assert rows(run)[:2] == lost
     assert steps(server, run) == whole(8)
-    assert found.summary["eval/elbo"]["last"] == -9
+    assert found.summary["eval/elbo"] == {"min": -9, "max": 0, "last": -9}
     assert (found.state, found.used) == ("finished", ["faces"])
     assert server.manifest(f"checkpoint-{found.id}").keys() == {"state.json"}
     (data,) = [artifact for artifact in server.artifacts if artifact["artifactTypeName"] == "dataset"]

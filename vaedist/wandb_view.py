@@ -19,6 +19,7 @@ from vaedist.pictures import FORMATS
 
 PATIENCE = 30.0  # seconds for the server to answer at the start of a run
 LAST, UPLOAD = 60.0, 600.0  # seconds for it to take the rest at the end, and a checkpoint
+SUMMARIZED = "eval/", "train/"  # with minimum, maximum and last value
 LONGEST = 64, 128  # characters that W&B allows a tag, and a name or group
 Attempt = Literal["online", "offline"]
 Job = Literal["train", "eval"]
@@ -53,29 +54,41 @@ class Wandb:
 
     def __init__(self, run: Any, about: About, has: int, announce: Callable[[str], None]) -> None:
         self._run, self._about, self._has, self._announce = run, about, has, announce
-        self._preempted, self._defined = False, set[str]()
+        self._preempted = False
+        self._summary, self._defined = dict[str, dict[str, float]](), set[str]()
 
     def log(self, row: Mapping[str, float]) -> None:
         step = int(row["step"])
+        summary = self._summarized(row)
         if step <= self._has:
             return
         from wandb import Histogram
 
         latents = [value for key, value in row.items() if re.fullmatch(r"latent/kl_\d+", key)]
         more = {"latent/kl_histogram": Histogram(latents)} if latents else {}
-        self._attempt(self._define(row.keys()))
+        self._attempt(self._define(summary.keys()))
         self._attempt(lambda run: run.log(dict(row) | more, step=step, commit=True))
+        self._attempt(lambda run: run.summary.update(summary))
 
     def _define(self, names: Iterable[str]) -> Callable[[Any], None]:
-        """The summaries of what is new, one by one: of two patterns that fit a name W&B takes either."""
-        new = {name for name in names if name.startswith(("eval/", "train/"))} - self._defined
+        """Takes the summaries from W&B, one by one: of two patterns that fit a name it takes either."""
+        new = set(names) - self._defined
         self._defined |= new
 
         def define(run: Any) -> None:
             for name in sorted(new):
-                run.define_metric(name, step_metric="seen", summary="min,max,last")
+                run.define_metric(name, step_metric="seen", summary="none")
 
         return define
+
+    def _summarized(self, row: Mapping[str, float]) -> dict[str, dict[str, float]]:
+        """The extremes of a row's numbers over all rows so far; W&B's own would begin anew with every process."""
+        for name, value in row.items():
+            if name.startswith(SUMMARIZED):
+                before = self._summary.get(name, {"min": value, "max": value})
+                least, greatest = min(before["min"], value), max(before["max"], value)
+                self._summary[name] = {"min": least, "max": greatest, "last": value}
+        return {name: self._summary[name] for name in row.keys() & self._summary.keys()}
 
     def pictures(self, directory: Path, step: int, seen: int) -> None:
         """The pictures of a step, which its row follows."""

@@ -8,6 +8,7 @@ from vaedist.compare.comparison import Comparison
 from vaedist.compare.online import PICTURES, said
 from vaedist.compare.runs import Run
 from vaedist.config import ConfigError
+from vaedist.wandb_view import SUMMARIZED
 
 
 def save(comparison: Comparison, metrics: Sequence[str], api: Any) -> str:
@@ -81,5 +82,5 @@ def _kept(key: str) -> str:
 
 
 def _last(metric: str) -> str:
-    """Where its summary has the final value of a metric: beside least and greatest where the tracker asks for them."""
-    return f"{metric}.last" if metric.startswith(("eval/", "train/")) else metric
+    """Where its summary has the final value of a metric: beside least and greatest where the tracker adds them."""
+    return f"{metric}.last" if metric.startswith(SUMMARIZED) else metric
