@@ -98,6 +98,7 @@ def test_an_export_gives_what_the_training_gave_and_says_what_it_is(tmp_path, ca
     assert entry["results"][0]["metrics"] == [{"type": "elbo", "value": -7.0}]
     assert "![samples](pictures/samples.png)" in text
     assert f"Data set digest `{'ab' * 32}`" in text
+    assert str(tmp_path) not in text  # which is of nobody else's machine
     assert yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])["model"] == {
         "name": "conv64",
         "latent": 3,

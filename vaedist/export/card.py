@@ -12,6 +12,7 @@ from vaedist.pretrained import CONFIG
 from vaedist.words import to_yaml
 
 PICTURES = "pictures"
+MAKERS = ("seed", "data", "model", "objective", "optimizer", "train")  # the sections of a recipe that make a model
 ORDER = ("reconstructions", "samples", "traversals")  # of the pictures; others follow
 TASK = "unconditional-image-generation"  # of the hub's
 
@@ -105,9 +106,16 @@ def write(draft: Path, run: Path, snapshot: Snapshot, differences: dict[str, flo
         files="\n".join(f"| {file} | {difference:.1e} |" for file, difference in differences.items()),
         digest=snapshot.data,
         commit=f", commit `{commit}`" if commit else "",
-        recipe=to_yaml(snapshot.recipe),
+        recipe=to_yaml(public(snapshot.recipe)),
     )
     (draft / "README.md").write_text(f"---\n{front_matter(name, config, numbers)}\n---\n{text}")
+
+
+def public(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What made the model, without what it was called and where things lay on somebody's machine."""
+    sections = {name: recipe[name] for name in MAKERS}
+    kept = {key: value for key, value in recipe["data"].items() if key in ("size", "crop", "flip", "window")}
+    return sections | {"data": {"shards": Path(recipe["data"]["shards"]).name} | kept}
 
 
 def about(config: dict[str, Any], batch: int) -> str:
