@@ -107,7 +107,7 @@ def test_a_direction_is_the_mean_code_with_an_attribute_minus_that_without():
 )
 def test_an_attribute_without_a_direction_is_answered_with_one_line(names, name, line):
     with pytest.raises(ConfigError) as error:
-        evaluators.Config(attributes=("Odd", name) if names else (name,)).require(manifest(names))
+        evaluators.Config(attributes=("Odd", name) if names else (name,)).require(manifest(names), 4)
     assert str(error.value) == f"evaluate.attributes: {line}"
 
 

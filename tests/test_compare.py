@@ -96,6 +96,7 @@ def test_an_option_younger_than_a_run_is_no_difference(tmp_path):
 def test_the_keys_with_a_meaning_here_are_keys_of_a_recipe():
     known = [*flatten(as_dict(Recipe()))]
     assert [key for key in (*APART, *GROUND) if not any(name.startswith(key) for name in known)] == []
+    assert [name for name in known if name.startswith("evaluate.") and not name.startswith((*APART, *GROUND))] == []
 
 
 def test_the_best_is_marked_where_the_numbers_compare(seeds, tmp_path):
@@ -143,10 +144,22 @@ def test_what_is_damaged_or_no_run_is_named_in_a_line_and_the_others_are_compare
     printed = capsys.readouterr()
     assert "-21" in printed.out
     assert printed.err.splitlines() == [
-        f"vaedist: {damaged}/metrics.jsonl:2: is not a row with a step and images seen: the run is damaged",
+        f"vaedist: {damaged}/metrics.jsonl:2: is not a row with a step and images seen: move the file away",
         f"vaedist: {tmp_path}/empty: is no run: there is no recipe.yaml in it",
         f"vaedist: {tmp_path}/nowhere: is no run: there is no recipe.yaml in it",
     ]
+
+
+def test_what_a_person_left_in_a_run_ends_no_comparison(tmp_path):
+    run = some_runs.write(tmp_path / "a", {"eval/elbo": [-3.0]})
+    (run / "pictures" / "step-00000010.old").mkdir(parents=True)
+    (run / "pictures" / "step-00000010.old" / "swaps.png").touch()
+    (run / "wandb").mkdir()
+    (run / "wandb" / "id").write_text("abc")
+    recipe = run / "recipe.yaml"
+    recipe.write_text("\n".join(line for line in recipe.read_text().splitlines() if "project" not in line))
+    found = read(run)
+    assert (found.pictures, found.path) == ({}, "")
 
 
 def test_a_quoted_glob_means_the_runs_it_matches_each_once(seeds, tmp_path, capsys):

@@ -322,8 +322,9 @@ def test_images_are_scored_once_and_never_those_that_were_learnt_from():
 def subject(code, *, factors=(), attributes=(), array=None):
     """As much of a Subject as the metrics look at."""
     mean = torch.from_numpy(code).float()
-    manifest = SimpleNamespace(factors=factors, attributes=attributes, directory="data/some")
-    data = SimpleNamespace(manifest=manifest, array=lambda part, name: {"valid": array}[part][name])
+    manifest = SimpleNamespace(factors=factors, attributes=attributes, directory="data/some", splits={"valid"})
+    manifest.array = lambda part, name: {"valid": array}[part][name]
+    data = SimpleNamespace(manifest=manifest)
     return SimpleNamespace(data=data, count=len(mean), world=World(), codes=lambda: SimpleNamespace(mean=mean))
 
 
@@ -339,7 +340,16 @@ def test_factors_are_compared_where_there_are_any_and_else_the_attributes():
     assert found.continuous.tolist() == [False] * 3
     assert (found.classes == labels).all()
     with pytest.raises(ConfigError, match=r"^evaluate\.names: .* data/some has neither: leave it out$"):
-        _ground_truth.require(Config(names=("mig",)), subject(noise(4)).data.manifest)
+        _ground_truth.require(Config(names=("mig",)), subject(noise(4)).data.manifest, 4)
+
+
+@pytest.mark.parametrize(("latents", "images", "varying"), [(1, None, 3), (4, 1, 0), (4, None, 1)])
+def test_what_a_metric_lacks_is_said_at_the_start_of_a_run(latents, images, varying):
+    labels = (values() > 0).astype(np.uint8)
+    labels[:, varying:] = 0
+    manifest = subject(noise(4), attributes=("a", "b", "c"), array={"labels": labels}).data.manifest
+    with pytest.raises(ConfigError, match=r"needs two latents and two factors that vary; there are \d and \d in the"):
+        _ground_truth.require(Config(names=("mig",), images=images), manifest, latents)
 
 
 def test_the_evaluators_give_a_finite_number_under_each_name(of_noise):

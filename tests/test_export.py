@@ -49,9 +49,9 @@ def trained(case: str, run: Path, channels: int = 3) -> Objective:
     )  # fmt: skip
     Checkpoints(run / "checkpoints", 1).save(state)
     rows = [
-        {"step": 1, "eval/elbo": -9.0},
-        {"step": 2, "eval/elbo": -7.0, "train/loss": 8.0},
-        {"step": 3, "eval/elbo": 0.0},
+        {"step": 1, "seen": 1, "eval/elbo": -9.0},
+        {"step": 2, "seen": 2, "eval/elbo": -7.0, "train/loss": 8.0},
+        {"step": 3, "seen": 3, "eval/elbo": 0.0},
     ]
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (run / "pictures" / "step-00000002").mkdir(parents=True)

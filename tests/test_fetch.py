@@ -14,7 +14,7 @@ from http_server import Server, serving
 from shards import files
 from shards.manifest import ShardError
 from shards.remote import fetch, protocols
-from shards.remote.fetch import StoppedError, download, is_remote, join, refuse_pipe
+from shards.remote.fetch import StoppedError, download, is_remote, join, refuse_pipe, set_name
 
 DATA = os.urandom(100_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -62,6 +62,11 @@ def test_locations_are_urls_or_paths():
         assert is_remote(url)
     for path in ("data/celeba", "/data/celeba", "~/x", "C:x", "a:b/c", "pipes"):
         assert not is_remote(path)
+
+
+def test_a_set_is_called_what_its_directory_is_called_wherever_it_lies():
+    places = ("data/celeba", "data/celeba/", "https://host/sets/celeba", "pipe:ssh host cat /sets/celeba/{name}")
+    assert {set_name(place) for place in places} == {"celeba"}
 
 
 def test_a_name_goes_into_the_path_of_a_url_and_the_query_stays():

@@ -89,10 +89,10 @@ def test_a_run_without_the_weights_says_before_it_starts_which_file_belongs_wher
     kept = f"{tmp_path}/checkpoints"
     expected = f"fid needs the weights of Inception, and {kept}/{fid.FILE} is not there: download {fid.URL} (95 MB)"
     with pytest.raises(ConfigError, match=r"^[^\n]+$") as raised:
-        evaluators.Config(names=("fid",)).require(None)
+        evaluators.Config(names=("fid",)).require(None, 2)
     assert f"evaluate.names: {expected} into {kept}, or say" in str(raised.value)
     with pytest.raises(ConfigError, match=r"fid needs the weights of Inception, and nowhere\.pth is not there"):
-        evaluators.Config(names=("fid",), inception=Path("nowhere.pth")).require(None)
+        evaluators.Config(names=("fid",), inception=Path("nowhere.pth")).require(None, 2)
     with pytest.raises(ConfigError, match=r"inception=x\.pth is for the evaluator fid, which names does not have"):
         load(["recipe=vae", "evaluate.inception=x.pth"])
 
@@ -113,7 +113,7 @@ def test_a_file_of_weights_executes_nothing_and_must_be_of_this_network(tmp_path
         for content in contents:
             path.write_bytes(content)
             with pytest.raises(ConfigError, match=f"evaluate.inception={path}: {reason}"):
-                evaluators.Config(names=("fid",), inception=path).require(None)
+                evaluators.Config(names=("fid",), inception=path).require(None, 2)
     assert not (tmp_path / "sprung").exists()
 
 

@@ -275,6 +275,8 @@ def test_an_evaluation_between_steps_keeps_no_shard(server, tmp_path, monkeypatc
         if step % 5 == 0:
             for ids in np.split(np.arange(15), range(1, 15)):
                 assert np.array_equal(data.valid.gather(ids).numpy(), near.read(ids))
+    anywhere = np.random.default_rng(0).permutation(15)
+    assert np.array_equal(data.valid.gather(anywhere).numpy(), near.read(anywhere))
     batches.close()
     library.close()
 

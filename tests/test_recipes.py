@@ -1,10 +1,14 @@
 """Every recipe in recipes/ parses, builds, and says how it is run."""
 
+from pathlib import Path
+
 import pytest
 
 from vaedist.backend import Config as Train
 from vaedist.config import ConfigError, component_name, dump
+from vaedist.evaluate import recipe_of
 from vaedist.recipe import RECIPES, load
+from vaedist.words import is_setting
 from vaedist.world import World
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -90,3 +94,19 @@ def test_the_run_directory_follows_from_the_command():
     assert run("data.shards=/some where/set") == "runs/factorvae,data.shards=_some_where_set"
     many = [f"objective.discriminator.{key}={value}" for key, value in (("width", 10), ("layers", 3), ("lr", 1e-3))]
     assert len(run(*many, "optimizer.lr=1e-3", "train.batch=32", "train.steps=10")) < 140
+
+
+def test_a_run_is_looked_at_with_other_evaluators_than_it_was_trained_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe, _ = load(["recipe=vae", "evaluate.attributes=[Smiling]", "run=."])
+    Path("recipe.yaml").write_text(dump(recipe))
+    for words in (["evaluate.names=[mig]"], ["evaluate.names=[]"]):
+        found, _ = load(recipe_of(".", words))
+        assert (found.evaluate.attributes, found.run) == (None, tmp_path)
+    found, _ = load(recipe_of(".", ["evaluate.names=[attributes]"]))
+    assert found.evaluate.attributes == ("Smiling",)
+
+
+def test_a_run_is_told_from_a_setting():
+    assert is_setting("train.steps=9")
+    assert not any(map(is_setting, ("runs/vae,seed=1", "./vae,seed=1", "/runs/vae", ".")))

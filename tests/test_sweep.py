@@ -18,6 +18,10 @@ def test_the_shipped_sweep_is_nine_runs_that_parse():
     assert [(run.objective.gamma, run.seed) for run in runs] == [(g, s) for g in (5.0, 10.0, 20.0) for s in (0, 1, 2)]
 
 
+def test_words_after_a_file_are_shared_by_its_runs():
+    assert written([str(SHIPPED), "train.steps=9"])[0] == ["recipe=factorvae", "train.steps=9"]
+
+
 def test_words_are_a_sweep_as_they_are():
     assert written(["seed=0,1"]) == ([], ["seed=0,1"])
     assert written([]) == ([], [])

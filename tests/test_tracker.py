@@ -20,7 +20,7 @@ from wandb_records import logged
 
 from vaedist.config import ConfigError
 from vaedist.pictures import write_pictures
-from vaedist.tracker import Config, Tracker, open_tracker, open_view
+from vaedist.tracker import Config, Tracker, foreseen, open_tracker, open_view
 
 OFF = Config(wandb="off")
 PICTURE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -112,7 +112,7 @@ def test_a_metrics_file_that_is_not_one_is_refused(run: Path, lines: list[str], 
     (run / "metrics.jsonl").write_text(f"{json.dumps(row(1))}\n{line}\n{json.dumps(row(3))}\n")
     with pytest.raises(ConfigError) as caught:
         start(OFF, run, lines, done=5)
-    assert str(caught.value) == f"{run}/metrics.jsonl:2: not a row with a step; move the file away"
+    assert str(caught.value) == f"{run}/metrics.jsonl:2: is not a row with a step and images seen: move the file away"
 
 
 def test_a_picture_is_the_pixels_it_was_given(run: Path, lines: list[str]) -> None:
@@ -125,6 +125,19 @@ def test_a_picture_is_the_pixels_it_was_given(run: Path, lines: list[str]) -> No
 
 
 # W&B
+
+
+def test_an_address_that_is_none_leaves_the_run_offline(
+    run: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.ai")  # the site, not its api
+    with start(Config(), run, lines) as tracker:
+        tracker.log(row(1))
+    (line,) = lines
+    assert line.startswith("W&B: off, ")
+    assert "https://wandb.ai is not a valid server address" in line
+    assert rows(run) == [row(1)]
+    assert foreseen(Config()).startswith("offline, no credentials")
 
 
 def test_without_credentials_the_run_is_offline_and_complete(run: Path, lines: list[str]) -> None:

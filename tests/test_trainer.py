@@ -22,7 +22,7 @@ from tiny_set import pack_tiny, spoil
 
 from shards.manifest import read
 from vaedist.config import available, dump
-from vaedist.evaluate import evaluate
+from vaedist.evaluate import evaluate, recipe_of
 from vaedist.recipe import load
 from vaedist.train import main
 
@@ -359,6 +359,13 @@ def test_a_run_that_is_evaluated_again_has_the_same_numbers_and_pictures(data, t
     assert evaluated.items() <= row.items()
     assert (found / "samples.png").read_bytes() == (tmp_path / "pictures/step-00000001/samples.png").read_bytes()
     assert capsys.readouterr().out.splitlines()[-1] == f"{tmp_path}: evaluated at step 1; see {found}"
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "se')  # while the run goes on
+    assert main(recipe_of(str(tmp_path), ["evaluate.names=[quality]"]), evaluate) == 0
+    later = json.loads((found / "metrics.json").read_text())
+    assert evaluated.items() < later.items()
+    assert "eval/psnr" in later
+    capsys.readouterr()
     shutil.rmtree(tmp_path / "checkpoints")
     assert main([f"recipe={tmp_path}/recipe.yaml", f"run={tmp_path}"], evaluate) == 1
     (line,) = complaints(capsys.readouterr().err)

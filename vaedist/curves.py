@@ -1,27 +1,25 @@
 """The training and validation curves of a run, drawn from its metrics.jsonl: python -m vaedist.evaluate RUN"""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from vaedist import pictures
+from vaedist import pictures, rows
+from vaedist.rows import Row
 
-Row = dict[str, float]
 TERMS = {"recon": "reconstruction", "kl": "KL", "elbo": "−ELBO"}  # nats per image
 
 
 def write(run: Path) -> None:
     """RUN/curves.png."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    pictures.write_pictures(run, {"curves": draw(rows, run.name)})
+    pictures.write_pictures(run, {"curves": draw(rows.read(run / "metrics.jsonl"), run.name)})
 
 
-def draw(rows: Sequence[Row], name: str) -> pictures.Picture:
+def draw(found: Sequence[Row], name: str) -> pictures.Picture:
     """Each term over the images seen, in training and on the held-out images."""
     figure, axes = pictures.panels(f"{name} · nats per image", len(TERMS), size=(3.2, 2.4))
     for axis, (term, title) in zip(axes, TERMS.items(), strict=True):
         for part, colour, style in zip(("train", "eval"), pictures.COLOURS, ("-", "o-"), strict=True):
-            points = [(row["seen"], found) for row in rows if (found := value(row, part, term)) is not None]
+            points = [(row["seen"], at) for row in found if (at := value(row, part, term)) is not None]
             if points:
                 label = {"train": "training", "eval": "held out"}[part]
                 axis.plot(*zip(*points, strict=True), style, color=colour, label=label, linewidth=1.2, markersize=3)

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vaedist.backend import Backend
+from vaedist.evaluators import SETTINGS
 from vaedist.recipe import Recipe
 from vaedist.stop import Stop
 from vaedist.train import start
+from vaedist.words import is_setting
 
 if TYPE_CHECKING:
     from vaedist.console import Console
@@ -43,7 +45,7 @@ def evaluate(recipe: Recipe, backend: Backend, stop: Stop) -> None:
     Writes RUN/evaluation/step-00001000/, metrics.json and the pictures, and RUN/curves.png.
     """
     from shards.files import replacing
-    from vaedist import curves, evaluators
+    from vaedist import curves, evaluators, rows
     from vaedist.config import as_dict
     from vaedist.console import Console
     from vaedist.debug import refuse_nonfinite
@@ -60,8 +62,10 @@ def evaluate(recipe: Recipe, backend: Backend, stop: Stop) -> None:
         write_pictures(directory, pictures)
         found = {f"eval/{name}": value for name, value in numbers.items()}
         row = {"step": subject.step, "seen": seen} | found
-        with replacing(directory / "metrics.json") as file:
-            file.write(f"{json.dumps(row, indent=1, allow_nan=False)}\n".encode())
+        known = directory / "metrics.json"
+        before = rows.parsed(known.read_bytes(), str(known)) if known.exists() else {}  # what other evaluators found
+        with replacing(known) as file:
+            file.write(f"{json.dumps(before | row, indent=1, allow_nan=False)}\n".encode())
         where = environment(
             step=subject.step, world_size=backend.world.size, device=backend.describe(), data=subject.data.digest
         )
@@ -81,12 +85,15 @@ def start_on(run: str, words: Sequence[str], work: "Work") -> None:
 
 def recipe_of(run: str, words: Sequence[str]) -> list[str]:
     """The words that describe it."""
-    keys = {word.partition("=")[0] for word in words}
-    whole = [word for word in WHOLE if word.partition("=")[0] not in keys]
-    return [f"recipe={run}/recipe.yaml", f"run={run}", *whole, *words]
+    said = dict(word.partition("=")[::2] for word in words)
+    names = said.get("evaluate.names")
+    unset = [] if names is None else [f"{key}=null" for key, name in SETTINGS.items() if name not in names]
+    kept = [word for word in (*WHOLE, *unset) if word.partition("=")[0] not in said]
+    place = Path(run) if Path(run).parts else Path.cwd()  # `.` has none
+    return [f"recipe={place}/recipe.yaml", f"run={place}", *kept, *words]
 
 
 if __name__ == "__main__":
-    if not sys.argv[1:] or "=" in Path(sys.argv[1]).parts[0]:
+    if not sys.argv[1:] or is_setting(sys.argv[1]):
         sys.exit("usage: accelerate launch -m vaedist.evaluate RUN [key.path=value ...]")
     start_on(sys.argv[1], sys.argv[2:], evaluate)

@@ -39,6 +39,11 @@ class Recipe:
             raise ValueError(
                 "debug.anomaly=true looks for an operation, train.compile=true fuses them: say one of both"
             )
+        if self.evaluate.attributes and self.data.window is not None:
+            raise ValueError(
+                "evaluate.attributes shows directions, means over all training images, of which a run with data.window "
+                "has few at one time: leave it out"
+            )
 
 
 def load(words: Sequence[str]) -> tuple[Recipe, bool]:

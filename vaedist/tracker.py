@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import IO, Any, Literal
 
 from shards.files import replacing
-from shards.remote.fetch import is_remote
+from shards.remote.fetch import is_remote, set_name
+from vaedist import rows
 from vaedist.config import ConfigError, bounded, leaves
 from vaedist.pictures import Picture, write_pictures
 from vaedist.wandb_view import About, Job, Wandb, has_credentials, open_wandb
@@ -118,7 +119,7 @@ def open_view(
         group=track.group or ",".join(word for word in run.name.split(",") if not word.startswith("seed=")),
         project=track.project,
         entity=track.entity,
-        tags=(*track.tags, recipe["objective"]["name"], Path(shards).name),
+        tags=(*track.tags, recipe["objective"]["name"], set_name(shards)),
         notes=track.notes,
         config=leaves({**recipe, "environment": environment}),
         data=(shards if is_remote(shards) else str(Path(shards).absolute()), environment["data"]),
@@ -152,7 +153,7 @@ class Files:
 
     def rows(self) -> list[dict[str, float]]:
         """All that are kept."""
-        return [json.loads(line) for line in (self._run / "metrics.jsonl").read_bytes().splitlines()]
+        return rows.read(self._run / "metrics.jsonl")
 
     def pictures(self, step: int) -> Path:
         """The directory for the pictures of a step."""
@@ -186,16 +187,8 @@ def refuse_second(run: Path) -> None:
 
 def keep_rows(path: Path, done: int) -> None:
     """Drops what a run wrote after the checkpoint that it resumes from: rows of later steps, and a half-written one."""
-    lines = path.read_bytes().splitlines(keepends=True)
-    if lines and not lines[-1].endswith(b"\n"):
-        lines.pop()
-    kept = []
-    for number, line in enumerate(lines, 1):
-        try:
-            if json.loads(line)["step"] <= done:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            raise ConfigError(f"{path}:{number}: not a row with a step; move the file away") from None
+    numbered = enumerate(rows.lines(path), 1)
+    kept = [line for number, line in numbered if rows.parsed(line, f"{path}:{number}")["step"] <= done]
     with replacing(path) as file:
         file.writelines(kept)
 

@@ -193,7 +193,7 @@ def open_run(
     images = library.manifest.split("train").count * (2 if recipe.data.flip else 1)  # a mirrored image is another one
     objective = recipe.objective.build(recipe.model.build(shape, world), world, images)
     objective.require_batch(recipe.train.batch)
-    recipe.evaluate.require(library.manifest)
+    recipe.evaluate.require(library.manifest, objective.vae.latent)
     snapshot = checkpoints.newest(console.say)
     if snapshot is not None:
         refuse_other_run(snapshot, recipe, library.manifest.digest)

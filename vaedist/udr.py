@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 from vaedist.backend import Backend
 from vaedist.evaluate import observed, recipe_of, start_on
 from vaedist.recipe import load
+from vaedist.words import is_setting
 
 INFORMATIVE = 0.01  # nats: a latent of less KL tells nothing of the images
 
@@ -104,8 +105,8 @@ def rank(runs: list[str], words: list[str], backend: Backend) -> None:
 
 
 if __name__ == "__main__":
-    runs = [word for word in sys.argv[1:] if "=" not in Path(word).parts[0]]
+    runs = [word for word in sys.argv[1:] if not is_setting(word)]
     if len(runs) < 2:
         sys.exit("usage: accelerate launch -m vaedist.udr RUN RUN [RUN ...] [key.path=value ...]")
-    words = [word for word in sys.argv[1:] if word not in runs]
+    words = ["evaluate.names=[]", *(word for word in sys.argv[1:] if is_setting(word))]  # none of them is run
     start_on(runs[0], words, lambda _, backend, __: rank(runs, words, backend))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shards.files import replacing
+from shards.remote.fetch import set_name
 from vaedist.pictures import FORMATS
 
 PATIENCE = 30.0  # seconds for the server to answer at the start of a run
@@ -125,7 +126,7 @@ class Wandb:
         from wandb import Artifact
 
         where, digest = self._about.data
-        data = Artifact(_word(Path(where).name), "dataset", metadata={"location": where, "digest": digest})
+        data = Artifact(_word(set_name(where)), "dataset", metadata={"location": where, "digest": digest})
         with data.new_file("location.json") as file:  # W&B's own references need a client for every kind of store
             json.dump(data.metadata, file)
         run._log_artifact(data, use_after_commit=True)  # `use_artifact` waits for the server for ever, and not offline
@@ -161,7 +162,7 @@ def open_wandb(mode: str, about: About, announce: Callable[[str], None]) -> Wand
         try:
             run = _start(attempt, about)
             has = run.starting_step - 1 if attempt == "online" else _last_step_sent(about, run.id)
-        except _failures() as error:
+        except _failures(ValueError) as error:  # of settings: WANDB_BASE_URL may be no address
             why = _reason(error)
             _end_process()  # it would not let go of the run's id
             continue
@@ -179,10 +180,13 @@ def open_wandb(mode: str, about: About, announce: Callable[[str], None]) -> Wand
 def has_credentials() -> bool:
     import wandb  # takes seconds
 
-    wandb.setup(wandb.Settings(silent=True))
-    known = wandb.login(prompt=False, verify=False)
-    _end_process()
-    return known
+    try:
+        wandb.setup(wandb.Settings(silent=True))
+        return wandb.login(prompt=False, verify=False)
+    except ValueError:  # of settings
+        return False
+    finally:
+        _end_process()
 
 
 def _start(mode: Attempt, about: About) -> Any:
@@ -233,7 +237,7 @@ def _last_step_sent(about: About, id: str) -> int:
     return -1
 
 
-def _failures() -> tuple[type[Exception], ...]:
+def _failures(*more: type[Exception]) -> tuple[type[Exception], ...]:
     """What W&B raises when its server, its own process or the disk fails; these have no common base."""
     from wandb.errors import Error
     from wandb.sdk.lib.service.service_token import WandbServiceConnectionError
@@ -241,7 +245,7 @@ def _failures() -> tuple[type[Exception], ...]:
     from wandb.sdk.mailbox.mailbox_handle import ServerResponseError
 
     mailbox = (HandleAbandonedError, MailboxClosedError, ServerResponseError)
-    return (Error, OSError, subprocess.CalledProcessError, WandbServiceConnectionError, *mailbox)
+    return (Error, OSError, subprocess.CalledProcessError, WandbServiceConnectionError, *mailbox, *more)
 
 
 def _end_process() -> None:

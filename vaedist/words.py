@@ -60,6 +60,11 @@ def nearest(word: str, choices: Collection[str]) -> str:
     return f"did you mean {near[0]} (of {known})?" if near else f"choose from {known}"
 
 
+def is_setting(word: str) -> bool:
+    """Whether a word is key.path=value and no run, whose directory may have a `=` in its name: runs/vae,seed=1."""
+    return "=" in word.split("/")[0]
+
+
 # YAML
 
 

@@ -55,7 +55,7 @@ def _check_data(recipe: Recipe, announce: Announce) -> None:
             for number in range(len(found.shards)):
                 library.path(split, number)  # that it is there, and as long as it must be
     announce(f"{library.location}: {library.manifest.split('train').count:,} images to train on")
-    recipe.evaluate.require(library.manifest)
+    recipe.evaluate.require(library.manifest, recipe.model.latent)
     _check_room(recipe, library, announce)
 
 

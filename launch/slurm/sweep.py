@@ -11,9 +11,9 @@ from vaedist.words import COMMAND_LINE, ConfigError, from_file
 def written(sweep: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words that all runs of a sweep share, and those that list; as given, or of a file for `wandb sweep`.
 
-    Raises ConfigError where the file is not of a grid.
+    Words after the file are shared, and go before what it shares. Raises ConfigError where the file is not of a grid.
     """
-    if len(sweep) != 1 or "=" in sweep[0]:
+    if not sweep or "=" in sweep[0]:
         return [], list(sweep)
     file = from_file(Path(sweep[0])).section()
     if "method" not in file or str(file["method"]) != "grid":
@@ -31,7 +31,7 @@ def written(sweep: Sequence[str]) -> tuple[list[str], list[str]]:
             lists.append(f"{key}={','.join(map(str, axis['values'].value))}")
         else:
             raise node.wrong(f"parameters.{key}", "is neither `value: A` nor `values: [A, B]`, which a grid is made of")
-    return shared, lists
+    return [*shared, *sweep[1:]], lists
 
 
 def combinations(sweep: Sequence[str]) -> list[list[str]]:

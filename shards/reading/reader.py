@@ -61,6 +61,11 @@ class Reader:
         shards: list[int] = np.unique(self._index["shard"][ids]).tolist()
         return shards
 
+    def in_shard(self, ids: np.ndarray, number: int) -> np.ndarray:
+        """Which of these images a shard holds, bool [len(ids)]."""
+        found: np.ndarray = self._index["shard"][ids] == number
+        return found
+
     def rows(self, number: int) -> np.ndarray:
         """The ids of the images in a shard, ascending."""
         return np.flatnonzero(self._index["shard"] == number)

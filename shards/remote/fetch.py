@@ -36,6 +36,11 @@ def is_remote(location: str) -> bool:
     return re.match(r"pipe:|[a-z][a-z0-9+.-]*://", location, re.IGNORECASE) is not None
 
 
+def set_name(location: str) -> str:
+    """What a set is called for short: the last part of where it lies, of a command's too."""
+    return location.partition("/{name}")[0].rstrip("/").rpartition("/")[2]
+
+
 def refuse_pipe(url: str, origin: str) -> None:
     """ShardError if a URL that was read from `origin`, a file, is a command: only the user names those, directly."""
     if url.startswith("pipe:"):

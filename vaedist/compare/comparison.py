@@ -10,7 +10,8 @@ from vaedist.compare.runs import Curve, Run
 # What does not make another configuration: the seed, where things lie, and when a run looks, saves and reports.
 APART = (
     "run", "seed", "data.draw", "data.store", "data.cache", "data.pipe", "data.instead_of", "train.timeout",
-    "evaluate.every", "evaluate.names", "evaluate.batch", "checkpoint.", "track.", "debug.",
+    "evaluate.every", "evaluate.names", "evaluate.attributes", "evaluate.batch", "evaluate.inception",
+    "checkpoint.", "track.", "debug.",
 )  # fmt: skip
 # Where these differ, the numbers are not of the same images or not in the same units.
 GROUND = ("data.shards", "data.size", "data.crop", "objective.likelihood", "objective.scale", "evaluate.images")

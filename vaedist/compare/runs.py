@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vaedist import rows
 from vaedist.config import ConfigError, flatten
 from vaedist.pictures import FORMATS
+from vaedist.rows import Row
 from vaedist.words import Node, from_file
 
 
@@ -66,13 +68,16 @@ def read(directory: Path) -> Run:
     recipe = canonical(_plain(from_file(directory / "recipe.yaml")))
     if not recipe.get("train.steps", "").isdecimal():
         raise ConfigError(f"{directory / 'recipe.yaml'}: train.steps is no number")
-    rows = [*_rows(directory / "metrics.jsonl"), *map(_evaluation, _in_steps(directory / "evaluation", "metrics.json"))]
+    known = [
+        *_rows(directory / "metrics.jsonl"),
+        *map(_evaluation, _in_steps(directory / "evaluation", "metrics.json")),
+    ]
     return Run(
         name=str(directory),
         recipe=recipe,
         data=_digest(directory / "environment.json") or recipe.get("data.shards", ""),
-        step=max((row["step"] for row in rows), default=0),
-        curves=curves(rows),
+        step=max((row["step"] for row in known), default=0),
+        curves=curves(known),
         pictures=_pictures(directory),
         path=_path(directory, recipe),
     )
@@ -108,30 +113,20 @@ def _number(text: str) -> str:
         return text
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path) -> list[Row]:
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        return rows.read(path)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}: the run is damaged") from None
-    if lines and not lines[-1].endswith(b"\n"):
-        lines.pop()  # it is being written
-    return [_row(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
 
 
-def _row(text: bytes, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(text)
-        return row | {"step": int(row["step"]), "seen": int(row["seen"])}
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{where}: is not a row with a step and images seen: the run is damaged") from None
-
-
-def _evaluation(path: Path) -> dict[str, Any]:
-    return _row(path.read_bytes(), str(path))
+def _evaluation(path: Path) -> Row:
+    return rows.parsed(path.read_bytes(), str(path))
 
 
 def _in_steps(directory: Path, pattern: str) -> list[Path]:
-    return sorted(directory.glob(f"step-[0-9]*/{pattern}"))
+    found = directory.glob(f"step-[0-9]*/{pattern}")
+    return sorted(path for path in found if path.parent.name.removeprefix("step-").isdecimal())
 
 
 def _digest(path: Path) -> str:
@@ -157,4 +152,5 @@ def _path(directory: Path, recipe: Mapping[str, str]) -> str:
     if not identity.exists():
         return ""
     entity = recipe.get("track.entity", "null")
-    return f"{'' if entity == 'null' else entity}/{recipe['track.project']}/{identity.read_text()}"
+    project = recipe.get("track.project", "")
+    return f"{'' if entity == 'null' else entity}/{project}/{identity.read_text()}" if project else ""

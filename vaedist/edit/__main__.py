@@ -8,6 +8,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +29,7 @@ from vaedist.evaluators.attributes import animation, strip
 from vaedist.pictures import write_pictures
 from vaedist.recipe import Recipe
 from vaedist.stop import Stop
+from vaedist.words import is_setting
 
 if TYPE_CHECKING:
     from vaedist.data.order import Ids
@@ -66,6 +68,8 @@ def refuse(subject: Subject, names: Sequence[str], ids: Sequence[int]) -> None:
     """Raises ConfigError where the set has not what is asked for."""
     for name in names:
         attributes.column(subject.data.manifest, name)
+        if Path(name).name != name:
+            raise ConfigError(f"{name}: this attribute cannot name the files of its edit: pack the set without the /")
     for number in ids:
         if number not in range(subject.count):
             raise ConfigError(f"--images: no held-out image {number}; there are 0 to {subject.count - 1}")
@@ -179,15 +183,15 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("words", nargs="+", metavar="ATTRIBUTE", help="or key.path=value")
     parser.add_argument("--images", metavar="N,N,...", help=f"held-out images to show; the first {FACES} if not given")
     told = parser.parse_args(arguments)
-    names = [word for word in told.words if "=" not in word]
-    words = [word for word in told.words if "=" in word]
+    names = [word for word in told.words if not is_setting(word)]
+    words = [word for word in told.words if is_setting(word)]
     try:
         ids = [int(number) for number in told.images.split(",")] if told.images else []
     except ValueError:
         parser.error(f"--images {told.images}: numbers with commas are wanted")
     if not names:
         parser.error("ATTRIBUTE is missing")
-    start_on(told.run, words, partial(edit, names, ids))
+    start_on(told.run, ["evaluate.names=[]", *words], partial(edit, names, ids))  # no evaluator is run
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from vaedist.pictures import Picture
 from vaedist.posterior import Posterior
 from vaedist.world import World
 
+SETTINGS = {"evaluate.inception": "fid", "evaluate.attributes": "attributes"}  # whose evaluators they are
 ENCODED = 256  # images at a time, whatever the number of ranks: the same bits from any
 
 
@@ -41,17 +42,16 @@ class Config:
         for name in self.names:
             if name not in known:
                 raise ValueError(f"names: no evaluator {name!r}, there are {', '.join(known)}")
-        for key, value, evaluator in (
-            ("inception", self.inception, "fid"), ("attributes", self.attributes, "attributes")
-        ):  # fmt: skip
+        for key, evaluator in SETTINGS.items():
+            value = getattr(self, name := key.partition(".")[2])
             if value and evaluator not in self.names:
-                raise ValueError(f"{key}={value} is for the evaluator {evaluator}, which names does not have")
+                raise ValueError(f"{name}={value} is for the evaluator {evaluator}, which names does not have")
 
-    def require(self, manifest: Manifest) -> None:
+    def require(self, manifest: Manifest, latents: int) -> None:
         """Raises ConfigError where an evaluator lacks what it needs: asked at the start of a run, not after hours."""
         for name in self.names:
             if check := getattr(import_module(f"{__name__}.{name}"), "require", None):
-                check(self, manifest)
+                check(self, manifest, latents)
 
 
 @dataclass(frozen=True)

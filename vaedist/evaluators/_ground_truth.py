@@ -81,7 +81,7 @@ class GroundTruth:
         if len(chosen) < 2 or self.codes.shape[1] < 2:
             raise ConfigError(
                 f"evaluate.names: a disentanglement metric needs two latents and two factors that vary; there are "
-                f"{self.codes.shape[1]} and {len(chosen)} in the {len(self.codes)} images that evaluate.images allows"
+                f"{self.codes.shape[1]} and {len(chosen)} in the {len(self.codes)} held-out images that are looked at"
             )
         return replace(
             self,
@@ -110,24 +110,30 @@ class GroundTruth:
         return parts[0].factors(chosen), parts[1].factors(chosen)
 
 
-def require(config: Config, manifest: Manifest) -> None:
-    """Raises ConfigError where nothing is known of what made the images."""
+def require(config: Config, manifest: Manifest, latents: int) -> None:
+    """Raises ConfigError where too little is known of what made the images, or there is nothing to compare."""
     if not manifest.factors and not manifest.attributes:
         raise ConfigError(
             f"evaluate.names: a disentanglement metric needs the factors or attributes of the images, and "
             f"{manifest.directory} has neither: leave it out"
         )
+    values, continuous = made_of(manifest, config.images)
+    known(np.zeros((len(values), latents)), values, continuous).split()
 
 
 def ground_truth(subject: Subject) -> GroundTruth:
     """Of the held-out images that are looked at."""
-    manifest = subject.data.manifest
+    values, continuous = made_of(subject.data.manifest, subject.count)
+    return known(subject.codes().mean.double().cpu().numpy(), values, continuous)
+
+
+def made_of(manifest: Manifest, images: int | None) -> tuple[np.ndarray, list[bool]]:
+    """The factors of the first held-out images, else their attributes, [n, factors], and which are continuous."""
     if manifest.factors:
         name, continuous = "factors", [not factor.values for factor in manifest.factors]
     else:
         name, continuous = "labels", [False] * len(manifest.attributes)
-    values = subject.data.array("valid", name)[: subject.count]
-    return known(subject.codes().mean.double().cpu().numpy(), values, continuous)
+    return manifest.array("valid" if "valid" in manifest.splits else "train", name)[:images], continuous
 
 
 def known(codes: np.ndarray, values: np.ndarray, continuous: list[bool]) -> GroundTruth:

@@ -15,7 +15,7 @@ from vaedist.pictures import Picture
 SHOWN, FACES, FRAMES = 4, 6, 13
 
 
-def require(config: Config, manifest: Manifest) -> None:
+def require(config: Config, manifest: Manifest, latents: int) -> None:
     """Raises ConfigError unless the set has each of the attributes, and images with and without it."""
     for name in config.attributes or ():
         try:

@@ -31,7 +31,7 @@ SUBSETS, SUBSET = 100, 1000
 NOT_WEIGHTS = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, AttributeError, LookupError)
 
 
-def require(config: Config, manifest: Manifest) -> None:
+def require(config: Config, manifest: Manifest, latents: int) -> None:
     """Raises ConfigError where the weights are not there."""
     weights(config.inception)
 

@@ -13,13 +13,14 @@ from typing import Any
 
 from torch import Tensor
 
+from shards.remote.fetch import set_name
 from vaedist.checkpoint import CheckpointError, Checkpoints, Snapshot, averaged
 from vaedist.config import ConfigError
 from vaedist.export import card
 from vaedist.export.programs import write_programs
 from vaedist.pretrained import CONFIG, FORMAT, WEIGHTS, Pretrained, build, load
 from vaedist.tensorfile import pieces
-from vaedist.words import from_words, nearest
+from vaedist.words import from_words, is_setting, nearest
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 USAGE = "usage: python -m vaedist.export RUN DST [push=USER/NAME] [onnx=false]"
@@ -27,7 +28,7 @@ USAGE = "usage: python -m vaedist.export RUN DST [push=USER/NAME] [onnx=false]"
 
 def main(arguments: Sequence[str]) -> int:
     """The exit status: 1 after one line that says what is wrong."""
-    if len(arguments) < 2 or any("=" in Path(argument).parts[0] for argument in arguments[:2]):
+    if len(arguments) < 2 or any(map(is_setting, arguments[:2])):
         print(USAGE, file=sys.stderr)
         return 2
     run, dst = map(Path, arguments[:2])
@@ -104,7 +105,7 @@ def write_model(snapshot: Snapshot, run: Path, draft: Path) -> tuple[Pretrained,
         "codebook": None if model.codebook is None else model.codebook.values.shape[1],
         "objective": recipe["objective"],
         "input": {"pixels": [0.0, 1.0], "crop": recipe["data"]["crop"], "size": recipe["data"]["size"]},
-        "data": {"name": Path(recipe["data"]["shards"]).name, "digest": snapshot.data},
+        "data": {"name": set_name(recipe["data"]["shards"]), "digest": snapshot.data},
         "step": snapshot.progress.step,
         "seen": snapshot.progress.seen,
         "averaged": bool(mean),

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from shards.remote.fetch import set_name
+from vaedist import rows
 from vaedist.checkpoint import Snapshot
 from vaedist.config import ConfigError
 from vaedist.pictures import FORMATS
@@ -115,7 +117,7 @@ def public(recipe: dict[str, Any]) -> dict[str, Any]:
     """What made the model, without what it was called and where things lay on somebody's machine."""
     sections = {name: recipe[name] for name in MAKERS}
     kept = {key: value for key, value in recipe["data"].items() if key in ("size", "crop", "flip", "window")}
-    return sections | {"data": {"shards": Path(recipe["data"]["shards"]).name} | kept}
+    return sections | {"data": {"shards": set_name(recipe["data"]["shards"])} | kept}
 
 
 def about(config: dict[str, Any], batch: int) -> str:
@@ -155,12 +157,12 @@ def front_matter(name: str, config: dict[str, Any], numbers: dict[str, float]) -
 
 def evaluation(run: Path, step: int) -> tuple[int, dict[str, float]]:
     """The newest numbers of held-out images up to a step, by name, and the step they are of."""
-    rows = [json.loads(line) for path in run.glob("metrics.jsonl") for line in path.read_text().splitlines()]
-    rows += [json.loads(path.read_text()) for path in run.glob("evaluation/step-*/metrics.json")]
-    rows = [row for row in rows if row["step"] <= step and any(key.startswith("eval/") for key in row)]
-    at = max((row["step"] for row in rows), default=step)
+    known = [row for path in run.glob("metrics.jsonl") for row in rows.read(path)]
+    known += [rows.parsed(path.read_bytes(), str(path)) for path in run.glob("evaluation/step-*/metrics.json")]
+    known = [row for row in known if row["step"] <= step and any(key.startswith("eval/") for key in row)]
+    at = max((row["step"] for row in known), default=step)
     found: dict[str, float] = {}
-    for row in rows:
+    for row in known:
         if row["step"] == at:
             found |= {key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")}
     return at, found
