@@ -34,23 +34,36 @@ def awaited() -> str:
 
 
 class _Gather(torch.autograd.Function):
-    """Concatenation over ranks. Each rank's loss depends on every row, so a row's gradient is the SUM over ranks;
+    """Concatenation over ranks, of several tensors at once. Each rank's loss depends on every row, so a row's gradient
 
-    the mean over ranks that DDP takes of the parameters' gradients then gives the gradient of the mean loss.
+    is the SUM over ranks; the mean over ranks that is taken of the parameters' gradients then gives the gradient of the
+    mean loss.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        everyone = rows.new_empty(dist.get_world_size() * rows.shape[0], *rows.shape[1:])
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(tensor for tensor in tensors if not tensor.is_floating_point()))
+        rows = [tensor.contiguous().view(len(tensor), -1).view(torch.uint8) for tensor in tensors]
+        own = torch.cat(rows, 1)
+        everyone = own.new_empty(dist.get_world_size() * len(own), own.shape[1])
         with together("a gather of rows"):
-            dist.all_gather_into_tensor(everyone, rows.contiguous())
-        return everyone
+            dist.all_gather_into_tensor(everyone, own)
+        parts = everyone.split([part.shape[1] for part in rows], 1)
+        return tuple(
+            part.contiguous().view(tensor.dtype).view(-1, *tensor.shape[1:])
+            for part, tensor in zip(parts, tensors, strict=True)
+        )
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.contiguous().clone()
-        dist.all_reduce(grad)
-        return grad.chunk(dist.get_world_size())[dist.get_rank()]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        there = [grad for grad in grads if grad is not None]
+        rows = [grad.flatten(1) if grad.ndim > 1 else grad[:, None] for grad in there]
+        everyone = torch.cat(rows, 1)
+        own = everyone.new_empty(len(everyone) // dist.get_world_size(), everyone.shape[1])
+        dist.reduce_scatter_tensor(own, everyone)
+        parts = iter(own.split([part.shape[1] for part in rows], 1))
+        return tuple(None if grad is None else next(parts).reshape(-1, *grad.shape[1:]) for grad in grads)
 
 
 class _Sum(torch.autograd.Function):
@@ -81,7 +94,11 @@ class World:
 
     def gather(self, rows: Tensor) -> Tensor:
         """Rows of all ranks in rank order, differentiable: [local, ...] -> [size * local, ...]."""
-        return rows if self.size == 1 else _Gather.apply(rows)
+        return self.gather_together(rows)[0]
+
+    def gather_together(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The same of several tensors of as many rows, of any types, at the price of one."""
+        return tensors if self.size == 1 else _Gather.apply(*tensors)
 
     def sum(self, value: Tensor) -> Tensor:
         """Sum over ranks, differentiable; the shape stays."""
@@ -90,6 +107,17 @@ class World:
     def mean(self, value: Tensor) -> Tensor:
         """Mean over ranks, differentiable; the shape stays."""
         return self.sum(value) / self.size
+
+    def average(self, tensor: Tensor) -> None:
+        """Puts the mean over ranks in the place of every number, without gradient."""
+        dist.all_reduce(tensor)
+        tensor /= self.size
+
+    def follow_first(self, tensor: Tensor) -> None:
+        """Puts the numbers of rank 0 in their place, without gradient."""
+        if self.size > 1:
+            with together("a copy of the weights of rank 0"):
+                dist.broadcast(tensor, 0)
 
     def permute_dims(self, z: Tensor, noise: Noise) -> Tensor:
         """Permutes every latent dimension on its own over all rows of the step (Kim & Mnih 2018, Algorithm 1).
