@@ -4,6 +4,7 @@ A step takes `batch` rows at the positions seen, seen + 1, ...; they are laid ou
 a micro-batch rank by rank. On one process every method is the identity.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vaedist.noise import Noise
+
+RANKS_A_STEP = 16  # that a vote passes: gloo hands even one byte from rank to rank, twice around all of them
 
 _awaited: list[str] = []  # the collectives that the main thread is in
 
@@ -146,23 +149,32 @@ class World:
 
 
 class Vote:
-    """The largest number that any rank has given, told one call later, so that nobody waits for it.
+    """The largest number that any rank has given, told one round later, so that nobody waits for it.
 
-    Its own group on the CPU: no device is synchronised, and a rank that is lost is noticed in the next step.
+    A round is one call, of more than `RANKS_A_STEP` ranks several. Its own group on the CPU: no device is synchronised,
+    and a rank that is lost is noticed in the next round.
     """
 
     def __init__(self, world: World) -> None:
         self._group: Any = dist.new_group(backend="gloo") if world.size > 1 else None
         self._given = torch.zeros(1, dtype=torch.uint8)
+        self._round, self._calls, self._largest = math.ceil(world.size / RANKS_A_STEP), 0, 0
         self._work: Any = None
 
     def __call__(self, number: int) -> int:
-        """The largest number of the call before this one; of this one where there is one rank. 0 <= number < 256."""
+        """The largest number of the round before this one, once; of this call where there is one rank.
+
+        0 <= number < 256.
+        """
         if self._group is None:
             return number
+        self._calls, self._largest = self._calls + 1, max(self._largest, number)
+        if self._calls % self._round:
+            return 0
         self._wait()
         largest = int(self._given)
-        self._given.fill_(number)
+        self._given.fill_(self._largest)
+        self._largest = 0
         self._work = dist.all_reduce(self._given, dist.ReduceOp.MAX, self._group, async_op=True)
         return largest
 
