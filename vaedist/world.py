@@ -46,17 +46,19 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(tensor for tensor in tensors if not tensor.is_floating_point()))
         rows = [tensor.contiguous().view(len(tensor), -1).view(torch.uint8) for tensor in tensors]
         own = torch.cat(rows, 1)
         everyone = own.new_empty(dist.get_world_size() * len(own), own.shape[1])
         with together("a gather of rows"):
             dist.all_gather_into_tensor(everyone, own)
         parts = everyone.split([part.shape[1] for part in rows], 1)
-        return tuple(
+        found = [
             part.contiguous().view(tensor.dtype).view(-1, *tensor.shape[1:])
             for part, tensor in zip(parts, tensors, strict=True)
-        )
+        ]
+        fixed = [part for part, tensor in zip(found, tensors, strict=True) if not tensor.requires_grad]
+        ctx.mark_non_differentiable(*fixed)
+        return tuple(found)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
