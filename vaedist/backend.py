@@ -191,8 +191,9 @@ class Backend:
             objective.compile(fullgraph=True)  # the names of the weights stay
         if self._config.ema is not None:
             optimizer.register_step_post_hook(Average(self._config.ema))
-        model: Any = _Cast(objective, self.autocast).to(self.device)
+        model: Any = _Cast(objective, self.autocast)
         if self._stage is None:
+            model.to(self.device)
             self._gradients = Gradients(objective.parameters(), self.world)
         else:
             model, _ = self._accelerator.prepare(model, optimizer)

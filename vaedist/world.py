@@ -37,10 +37,10 @@ def awaited() -> str:
 
 
 class _Gather(torch.autograd.Function):
-    """Concatenation over ranks, of several tensors at once. Each rank's loss depends on every row, so a row's gradient
+    """Concatenation over ranks, of several tensors at once, which travel as bytes.
 
-    is the SUM over ranks; the mean over ranks that is taken of the parameters' gradients then gives the gradient of the
-    mean loss.
+    Each rank's loss depends on every row, so a row's gradient is the SUM over ranks, for its own rank alone; the
+    mean over ranks of the parameters' gradients then gives the gradient of the mean loss.
     """
 
     @staticmethod
@@ -115,8 +115,9 @@ class World:
 
     def average(self, tensor: Tensor) -> None:
         """Puts the mean over ranks in the place of every number, without gradient."""
-        dist.all_reduce(tensor)
-        tensor /= self.size
+        if self.size > 1:
+            dist.all_reduce(tensor)
+            tensor /= self.size
 
     def follow_first(self, tensor: Tensor) -> None:
         """Puts the numbers of rank 0 in their place, without gradient."""
