@@ -130,6 +130,7 @@ def count_bytes(rank: int, port: int, batch: int, queue: Any) -> None:
 
     dist.all_reduce = counted(dist.all_reduce, 0)
     dist.all_gather_into_tensor = counted(dist.all_gather_into_tensor, 1)
+    dist.reduce_scatter_tensor = counted(dist.reduce_scatter_tensor, 1)
     torch.set_num_threads(1)
     world, device = World(rank, 2), torch.device("cpu")
     found = {}

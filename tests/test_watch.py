@@ -55,7 +55,7 @@ def test_every_rank_leaves_a_trace_of_the_steps_asked_for(launched):
         events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
         names = Counter(event["name"] for event in events if event.get("ph") == "X")
         assert [names[f"ProfilerStep#{number}"] for number in range(SETTLE - 1, step + 1)] == [0, 1, 1, 0]
-        assert names["DistributedDataParallel.forward"] == names["Optimizer.step#AdamW.step"] == switches.PROFILED
+        assert names["Optimizer.step#AdamW.step"] == switches.PROFILED
         assert names["aten::convolution_backward"] > 0
 
 

@@ -135,9 +135,8 @@ def decompose(
     tc and dwkl are differences of log densities at the same draws; mi is the analytic kl less their sum, which is
     KL(q(z) || p(z)): the noise of the draws cancels where q(z) is near the prior, and the terms sum to the kl.
     """
-    everyone = type(q)(*map(world.gather, q))
-    columns = world.gather(noise.positions)
-    estimate = log_density(q.z, noise.positions, everyone, columns, weights(len(columns), images))
+    *latents, columns = world.gather_together(*q, noise.positions)
+    estimate = log_density(q.z, noise.positions, type(q)(*latents), columns, weights(len(columns), images))
     joint, marginals = estimate[:, 0], estimate[:, 1:].sum(1)
     tc, dwkl = (joint - marginals).mean(), (marginals - q.log_prior().sum(1)).mean()
     return Decomposition(mi=q.kl().sum(1).mean() - tc - dwkl, tc=tc, dwkl=dwkl)

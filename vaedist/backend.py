@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
@@ -20,6 +20,7 @@ from vaedist import zero
 from vaedist.checkpoint import CheckpointError, Snapshot, averaged
 from vaedist.config import ConfigError, bounded
 from vaedist.debug import DivergedError, read
+from vaedist.gradients import Gradients
 from vaedist.optimizer import Average
 from vaedist.peers import Peers
 from vaedist.world import Vote, World, together
@@ -113,8 +114,6 @@ class Backend:
             )
         started = int(os.environ.get("WORLD_SIZE", "1"))
         cpu = not torch.cuda.is_available()
-        # Without rebuilt buckets the order of summation is the same in the first steps of a run and after a resume.
-        ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
         found = InitProcessGroupKwargs(init_method="attempt://", timeout=MEETING)
         plugin = None
         if deepspeed:
@@ -134,7 +133,7 @@ class Backend:
             mixed_precision="no",  # whatever the launcher says: see `autocast`
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.accumulate),
             deepspeed_plugin=plugin,
-            kwargs_handlers=[ddp, found],
+            kwargs_handlers=[found],
         )
         self.world = World(self._accelerator.process_index, self._accelerator.num_processes)
         if started != self.world.size:
@@ -192,7 +191,12 @@ class Backend:
             objective.compile(fullgraph=True)  # the names of the weights stay
         if self._config.ema is not None:
             optimizer.register_step_post_hook(Average(self._config.ema))
-        model, _ = self._accelerator.prepare(_Cast(objective, self.autocast), optimizer)
+        model: Any = _Cast(objective, self.autocast)
+        if self._stage is None:
+            model.to(self.device)
+            self._gradients = Gradients(objective.parameters(), self.world)
+        else:
+            model, _ = self._accelerator.prepare(model, optimizer)
         self._objective, self._optimizer = objective, optimizer
         self._shares = zero.Shares(model.optimizer, objective, self.world, self.device) if self._stage else None
         if self._half == torch.float16 and self._shares:
@@ -210,6 +214,8 @@ class Backend:
     def backward(self, loss: Tensor) -> None:
         with together("the backward pass and its all-reduce of gradients"):
             self._accelerator.backward(loss if self._stage is not None else self._scaler.scale(loss))
+            if self._stage is None and self._accelerator.sync_gradients:
+                self._gradients.average()
 
     def step(self, number: int, measured: bool = False) -> None:
         """Moves the weights and forgets the gradients; before a step's last micro-batch it does nothing.

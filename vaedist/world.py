@@ -4,6 +4,7 @@ A step takes `batch` rows at the positions seen, seen + 1, ...; they are laid ou
 a micro-batch rank by rank. On one process every method is the identity.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vaedist.noise import Noise
+
+RANKS_A_STEP = 16  # that a vote passes: gloo hands even one byte from rank to rank, twice around all of them
 
 _awaited: list[str] = []  # the collectives that the main thread is in
 
@@ -34,23 +37,38 @@ def awaited() -> str:
 
 
 class _Gather(torch.autograd.Function):
-    """Concatenation over ranks. Each rank's loss depends on every row, so a row's gradient is the SUM over ranks;
+    """Concatenation over ranks, of several tensors at once, which travel as bytes.
 
-    the mean over ranks that DDP takes of the parameters' gradients then gives the gradient of the mean loss.
+    Each rank's loss depends on every row, so a row's gradient is the SUM over ranks, for its own rank alone; the
+    mean over ranks of the parameters' gradients then gives the gradient of the mean loss.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        everyone = rows.new_empty(dist.get_world_size() * rows.shape[0], *rows.shape[1:])
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        rows = [tensor.contiguous().view(len(tensor), -1).view(torch.uint8) for tensor in tensors]
+        own = torch.cat(rows, 1)
+        everyone = own.new_empty(dist.get_world_size() * len(own), own.shape[1])
         with together("a gather of rows"):
-            dist.all_gather_into_tensor(everyone, rows.contiguous())
-        return everyone
+            dist.all_gather_into_tensor(everyone, own)
+        parts = everyone.split([part.shape[1] for part in rows], 1)
+        found = [
+            part.contiguous().view(tensor.dtype).view(-1, *tensor.shape[1:])
+            for part, tensor in zip(parts, tensors, strict=True)
+        ]
+        fixed = [part for part, tensor in zip(found, tensors, strict=True) if not tensor.requires_grad]
+        ctx.mark_non_differentiable(*fixed)
+        return tuple(found)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.contiguous().clone()
-        dist.all_reduce(grad)
-        return grad.chunk(dist.get_world_size())[dist.get_rank()]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        there = [grad for grad in grads if grad is not None]
+        rows = [grad.flatten(1) if grad.ndim > 1 else grad[:, None] for grad in there]
+        everyone = torch.cat(rows, 1)
+        own = everyone.new_empty(len(everyone) // dist.get_world_size(), everyone.shape[1])
+        dist.reduce_scatter_tensor(own, everyone)
+        parts = iter(own.split([part.shape[1] for part in rows], 1))
+        return tuple(None if grad is None else next(parts).reshape(-1, *grad.shape[1:]) for grad in grads)
 
 
 class _Sum(torch.autograd.Function):
@@ -81,7 +99,11 @@ class World:
 
     def gather(self, rows: Tensor) -> Tensor:
         """Rows of all ranks in rank order, differentiable: [local, ...] -> [size * local, ...]."""
-        return rows if self.size == 1 else _Gather.apply(rows)
+        return self.gather_together(rows)[0]
+
+    def gather_together(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The same of several tensors of as many rows, of any types, at the price of one."""
+        return tensors if self.size == 1 else _Gather.apply(*tensors)
 
     def sum(self, value: Tensor) -> Tensor:
         """Sum over ranks, differentiable; the shape stays."""
@@ -90,6 +112,18 @@ class World:
     def mean(self, value: Tensor) -> Tensor:
         """Mean over ranks, differentiable; the shape stays."""
         return self.sum(value) / self.size
+
+    def average(self, tensor: Tensor) -> None:
+        """Puts the mean over ranks in the place of every number, without gradient."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+            tensor /= self.size
+
+    def follow_first(self, tensor: Tensor) -> None:
+        """Puts the numbers of rank 0 in their place, without gradient."""
+        if self.size > 1:
+            with together("a copy of the weights of rank 0"):
+                dist.broadcast(tensor, 0)
 
     def permute_dims(self, z: Tensor, noise: Noise) -> Tensor:
         """Permutes every latent dimension on its own over all rows of the step (Kim & Mnih 2018, Algorithm 1).
@@ -118,23 +152,32 @@ class World:
 
 
 class Vote:
-    """The largest number that any rank has given, told one call later, so that nobody waits for it.
+    """The largest number that any rank has given, told one round later, so that nobody waits for it.
 
-    Its own group on the CPU: no device is synchronised, and a rank that is lost is noticed in the next step.
+    A round is one call, of more than `RANKS_A_STEP` ranks several. Its own group on the CPU: no device is synchronised,
+    and a rank that is lost is noticed in the next round.
     """
 
     def __init__(self, world: World) -> None:
         self._group: Any = dist.new_group(backend="gloo") if world.size > 1 else None
         self._given = torch.zeros(1, dtype=torch.uint8)
+        self._round, self._calls, self._largest = math.ceil(world.size / RANKS_A_STEP), 0, 0
         self._work: Any = None
 
     def __call__(self, number: int) -> int:
-        """The largest number of the call before this one; of this one where there is one rank. 0 <= number < 256."""
+        """The largest number of the round before this one, once; of this call where there is one rank.
+
+        0 <= number < 256.
+        """
         if self._group is None:
             return number
+        self._calls, self._largest = self._calls + 1, max(self._largest, number)
+        if self._calls % self._round:
+            return 0
         self._wait()
         largest = int(self._given)
-        self._given.fill_(number)
+        self._given.fill_(self._largest)
+        self._largest = 0
         self._work = dist.all_reduce(self._given, dist.ReduceOp.MAX, self._group, async_op=True)
         return largest
 

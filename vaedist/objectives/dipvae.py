@@ -41,9 +41,10 @@ class DIPVAE(objectives.Objective):
         mean = self.world.mean(q.mu.mean(0))
         batch = self.world.size * len(q.mu)
         centred = q.mu - mean
-        covariance = self.world.sum(centred.T @ centred) / (batch - 1)
+        own = centred.T @ centred / (batch - 1)
         if self.second:
-            covariance = covariance + self.world.mean(q.logvar.exp().mean(0)).diag()
+            own = own + q.logvar.exp().sum(0).diag() / batch
+        covariance = self.world.sum(own)
         diagonal = (covariance.diag() - 1).square().sum()
         off_diagonal = (covariance - covariance.diag().diag()).square().sum()
         kl = q.kl().sum(1).mean()

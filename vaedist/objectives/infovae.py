@@ -40,7 +40,7 @@ class InfoVAE(objectives.Objective):
 
     def regularizer(self, q: Posterior, noise: Noise, step: Tensor) -> dict[str, Tensor]:
         prior = self.prior(noise, q.z.dtype)
-        everyone, priors = self.world.gather(q.z), self.world.gather(prior)
+        everyone, priors = self.world.gather_together(q.z, prior)
         batch = len(everyone)
 
         def others(x: Tensor, all_x: Tensor) -> Tensor:
