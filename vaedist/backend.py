@@ -20,6 +20,7 @@ from vaedist import zero
 from vaedist.checkpoint import CheckpointError, Snapshot, averaged
 from vaedist.config import ConfigError, bounded
 from vaedist.debug import DivergedError, read
+from vaedist.heap import keep_freed_memory
 from vaedist.optimizer import Average
 from vaedist.peers import Peers
 from vaedist.world import Vote, World, together
@@ -155,6 +156,7 @@ class Backend:
         self.threads = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # this process's share
         if self.device.type == "cpu":
             torch.set_num_threads(self.threads)  # launchers say 1
+            keep_freed_memory()
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.allow_tf32 = config.tf32
         torch.backends.cuda.matmul.allow_tf32 = config.tf32
