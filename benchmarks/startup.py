@@ -32,6 +32,7 @@ from vaedist.recipe import load
 ROOT = Path(__file__).resolve().parents[1]
 STEP, EVERY = 900_000, 500  # resumed after so many steps, of which every 500th was logged
 HELD_OUT = 1000
+IMPORTS = "from vaedist.train import main; main(['dry_run=true']); import vaedist.trainer"
 
 
 class Seconds(NamedTuple):
@@ -58,7 +59,7 @@ def python(*words: str | Path) -> None:
 
 def until_step(number: int, words: list[str]) -> None:
     """A run until it has made this step; it is killed then."""
-    command = [sys.executable, ROOT / "vaedist" / "train.py", *words]
+    command = [sys.executable, str(ROOT / "vaedist" / "train.py"), *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as run:
         assert run.stdout is not None
         for line in run.stdout:
@@ -104,7 +105,7 @@ def starts(words: list[str], folder: Path, turns: int) -> dict[str, list[Seconds
     for turn in range(turns):
         programs = {
             "`import torch`": partial(python, "-c", "import torch"),
-            "all imports of a run": partial(python, "-c", "import vaedist.trainer, vaedist.recipe"),
+            "all imports of a run": partial(python, "-c", IMPORTS),
             "step 1": partial(until_step, 1, new(turn, "off")),
             "step 1, with W&B offline": partial(until_step, 1, new(turn, "offline")),
             f"step {STEP + 1:,}, resumed": partial(until_step, STEP + 1, saved),

@@ -21,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from unittest.mock import patch
 
 import floors
 import reference
@@ -55,7 +56,8 @@ class Case:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
         images = self.library.manifest.split("train").count
         training = reference.Training(self.objective, images, device, bf16=self.precision == "bf16")
-        return training, torch.rand(2, self.batch, 3, 64, 64, device=device).unbind()
+        first, second = torch.rand(2, self.batch, 3, 64, 64, device=device)
+        return training, (first, second)
 
     def plain(self, after: Callable[[], None]) -> None:
         training, pair = self.training()
@@ -70,9 +72,8 @@ class Case:
 
     def ours(self, *more: str) -> Program:
         def program(after: Callable[[], None]) -> None:
-            Console.step = lambda self: after()
-            Console.say = lambda self, line: None
-            with tempfile.TemporaryDirectory() as run:
+            quiet = patch.multiple(Console, step=lambda self: after(), say=lambda self, line: None)
+            with quiet, tempfile.TemporaryDirectory() as run:
                 place = (f"run={run}", f"data.shards={self.library.location}", "track.wandb=off", *NEVER)
                 size = (f"objective={self.objective}", f"train.batch={self.batch}", "train.steps=1_000_000_000")
                 recipe, _ = load(["recipe=celeba64", *place, *size, *PRECISIONS[self.precision], *more])
@@ -87,7 +88,7 @@ class Case:
 
 def compare(case: Case, modes: list[str], turns: int, cores: int | None) -> Iterator[str]:
     """The rows of a table."""
-    programs = {"reference": case.reference, "plain": case.plain}
+    programs: dict[str, Program] = {"reference": case.reference, "plain": case.plain}
     programs |= {mode: case.ours(*more) for mode, more in OURS.items()}
     candidates = {mode: Candidate(programs[mode], cores) for mode in modes}
     for candidate in candidates.values():

@@ -83,7 +83,8 @@ class _Baton:
     """Answers what was asked for before the step, or the steps, that just ended, and waits for the next question."""
 
     def __init__(self, pipe: Connection) -> None:
-        self._pipe, self._left, self._profile = pipe, 1, None
+        self._pipe, self._left = pipe, 1
+        self._profile: profile | None = None
         self._born, self._start = _peak(), _now()
 
     def __call__(self) -> None:
@@ -119,7 +120,7 @@ def _peak() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _launches(found: Any) -> int:
+def _launches(found: profile) -> int:
     events = found.events()
     launched = sum(event.name.startswith(LAUNCHES) for event in events)
     return launched or sum(event.name.startswith("aten::") and not event.cpu_children for event in events)
