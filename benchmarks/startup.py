@@ -32,7 +32,7 @@ from vaedist.recipe import load
 ROOT = Path(__file__).resolve().parents[1]
 STEP, EVERY = 900_000, 500  # resumed after so many steps, of which every 500th was logged
 HELD_OUT = 1000
-IMPORTS = "from vaedist.train import main; main(['dry_run=true']); import vaedist.trainer"
+IMPORTS = "from vaedist.train import main; main(['recipe=vae', 'dry_run=true']); import vaedist.trainer"
 
 
 class Seconds(NamedTuple):

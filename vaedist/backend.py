@@ -114,6 +114,8 @@ class Backend:
             )
         started = int(os.environ.get("WORLD_SIZE", "1"))
         cpu = not torch.cuda.is_available()
+        if cpu:
+            keep_freed_memory()
         # Without rebuilt buckets the order of summation is the same in the first steps of a run and after a resume.
         ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
         found = InitProcessGroupKwargs(init_method="attempt://", timeout=MEETING)
@@ -156,7 +158,6 @@ class Backend:
         self.threads = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # this process's share
         if self.device.type == "cpu":
             torch.set_num_threads(self.threads)  # launchers say 1
-            keep_freed_memory()
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.allow_tf32 = config.tf32
         torch.backends.cuda.matmul.allow_tf32 = config.tf32
