@@ -37,21 +37,23 @@ def mix(bits: Tensor) -> Tensor:
 
 
 # One operation for torch.compile, which must not compute the hash itself: its C++ code takes column * GOLDEN for an
-# index, whose overflow is undefined, and then some columns have other bits. Not by torch.library.custom_op: that imports
-# the compiler when the operation is first called, seconds of every start.
+# index, whose overflow is undefined, and then some columns have other bits. Not by torch.library.custom_op, which
+# imports the compiler when the operation is first called: seconds of every start.
 torch.library.define("vaedist::bits", "(Tensor positions, int seed, str purpose, int columns) -> Tensor")
 
 
-@torch.library.impl("vaedist::bits", "CompositeExplicitAutograd")
-def _(positions: Tensor, seed: int, purpose: str, columns: int) -> Tensor:
+def _bits(positions: Tensor, seed: int, purpose: str, columns: int) -> Tensor:
     rows = mix(positions * GOLDEN + _signed(fork(seed, purpose)))
     column = torch.arange(1, columns + 1, device=rows.device)
     return mix(rows[..., None] + column * GOLDEN)
 
 
-@torch.library.register_fake("vaedist::bits")
-def _(positions: Tensor, seed: int, purpose: str, columns: int) -> Tensor:
+def _fake_bits(positions: Tensor, seed: int, purpose: str, columns: int) -> Tensor:
     return positions.new_empty(*positions.shape, columns)
+
+
+torch.library.impl("vaedist::bits", "CompositeExplicitAutograd", _bits)
+torch.library.register_fake("vaedist::bits", _fake_bits)
 
 
 @dataclass(frozen=True)
