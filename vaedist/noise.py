@@ -38,7 +38,8 @@ def mix(bits: Tensor) -> Tensor:
 
 # One operation for torch.compile, which must not compute the hash itself: its C++ code takes column * GOLDEN for an
 # index, whose overflow is undefined, and then some columns have other bits. Not by torch.library.custom_op, which
-# imports the compiler when the operation is first called: seconds of every start.
+# imports the compiler when the operation is first called: seconds of every evaluation. (A training waits for it in any
+# case: torch's optimisers import it.)
 torch.library.define("vaedist::bits", "(Tensor positions, int seed, str purpose, int columns) -> Tensor")
 
 
