@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -18,11 +20,16 @@ from shards.manifest import ShardError
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 SECONDS_BETWEEN_LINES = 5.0
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of all cores, in a period of so many: `docker run --cpus`
 
 
 def cores() -> int:
-    """The CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The CPU cores this process may use, at least one: of the machine, of a job's share, of a container's."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # it is not there, or says "max"
+        quota, period = map(int, QUOTA.read_text().split())
+        count = min(count, -(-quota // period))
+    return count
 
 
 def each(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:

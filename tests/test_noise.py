@@ -1,5 +1,8 @@
 """Counter-based noise: statistics, independence, and that a number depends on its own coordinates alone."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -49,3 +52,12 @@ def test_normal_deviates_follow_the_distribution_function():
 def test_chance_is_true_as_often_as_asked(probability):
     hits = Noise(0, POSITIONS).chance("dropout", 3, probability).double().mean()
     assert (hits - probability).abs() <= 5 * (probability * (1 - probability) / (3 * len(POSITIONS))) ** 0.5
+
+
+@pytest.mark.slow
+def test_the_first_numbers_do_not_import_the_compiler():
+    script = "import sys, torch; from vaedist.noise import Noise; Noise(0, torch.arange(2)).normal('latent', 3)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{script}; print('torch._dynamo' in sys.modules)"], capture_output=True
+    )
+    assert done.stdout == b"False\n"

@@ -410,7 +410,7 @@ def test_pixels_have_the_range_of_the_decoder():
         return (pixels.min().item(), pixels.max().item()) == (-1, 1)
 
     vae = conv128.Config(hidden=8).build((3, 128, 128), World())
-    black_and_white = torch.tensor([0, 255], dtype=torch.uint8)
+    black_and_white = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1)
     assert isinstance(vae.decoder[-1], nn.Tanh)
     assert reached_by_tanh(to_float(black_and_white, torch.float64, vae.pixel_range))
     assert not reached_by_tanh(black_and_white / 255)

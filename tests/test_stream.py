@@ -246,9 +246,9 @@ def test_images_kept_on_a_cuda_device_come_in_the_same_batches(tmp_path):
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 1.0)])
 def test_bytes_are_spread_evenly_over_the_range_of_the_pixels(low, high):
-    images = torch.arange(256, dtype=torch.uint8)
+    images = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
     for dtype in (torch.float32, torch.float64):
-        numbers = to_float(images, dtype, (low, high))
+        numbers = to_float(images, dtype, (low, high)).flatten()
         assert (numbers[0].item(), numbers[-1].item()) == (low, high)
         torch.testing.assert_close(numbers, torch.linspace(low, high, 256, dtype=dtype))
 

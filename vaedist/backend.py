@@ -21,6 +21,7 @@ from vaedist.checkpoint import CheckpointError, Snapshot, averaged
 from vaedist.config import ConfigError, bounded
 from vaedist.debug import DivergedError, read
 from vaedist.gradients import Gradients
+from vaedist.heap import keep_freed_memory
 from vaedist.optimizer import Average
 from vaedist.peers import Peers
 from vaedist.world import Vote, World, together
@@ -114,6 +115,8 @@ class Backend:
             )
         started = int(os.environ.get("WORLD_SIZE", "1"))
         cpu = not torch.cuda.is_available()
+        if cpu:
+            keep_freed_memory()
         found = InitProcessGroupKwargs(init_method="attempt://", timeout=MEETING)
         plugin = None
         if deepspeed:

@@ -28,7 +28,7 @@ class Likelihood:
             terms = 0.5 * ((images - decoded) / self.scale).square() + math.log(self.scale * math.sqrt(2 * math.pi))
         else:
             terms = (images - decoded).abs() / self.scale + math.log(2 * self.scale)
-        return terms.flatten(1).sum(1)
+        return terms.sum((1, 2, 3))
 
     def mean(self, decoded: Tensor) -> Tensor:
         """The expected image, in the units of the pixels."""

@@ -37,17 +37,24 @@ def mix(bits: Tensor) -> Tensor:
 
 
 # One operation for torch.compile, which must not compute the hash itself: its C++ code takes column * GOLDEN for an
-# index, whose overflow is undefined, and then some columns have other bits.
-@torch.library.custom_op("vaedist::bits", mutates_args=())
+# index, whose overflow is undefined, and then some columns have other bits. Not by torch.library.custom_op, which
+# imports the compiler when the operation is first called: seconds of every evaluation. (A training waits for it in any
+# case: torch's optimisers import it.)
+torch.library.define("vaedist::bits", "(Tensor positions, int seed, str purpose, int columns) -> Tensor")
+
+
 def _bits(positions: Tensor, seed: int, purpose: str, columns: int) -> Tensor:
     rows = mix(positions * GOLDEN + _signed(fork(seed, purpose)))
     column = torch.arange(1, columns + 1, device=rows.device)
     return mix(rows[..., None] + column * GOLDEN)
 
 
-@_bits.register_fake
-def _(positions: Tensor, seed: int, purpose: str, columns: int) -> Tensor:
+def _fake_bits(positions: Tensor, seed: int, purpose: str, columns: int) -> Tensor:
     return positions.new_empty(*positions.shape, columns)
+
+
+torch.library.impl("vaedist::bits", "CompositeExplicitAutograd", _bits)
+torch.library.register_fake("vaedist::bits", _fake_bits)
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,8 @@ class Noise:
 
     def bits(self, purpose: str, columns: int) -> Tensor:
         """64 random bits each, int64 [..., columns]."""
-        return _bits(self.positions, self.seed, purpose, columns)
+        bits: Tensor = torch.ops.vaedist.bits(self.positions, self.seed, purpose, columns)
+        return bits
 
     def normal(self, purpose: str, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal deviates [..., columns], by the inverse distribution function.

@@ -3,7 +3,8 @@
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,8 @@ def main(words: list[str], work: "Work | None" = None) -> int:
     The exit status: 0 when the run is complete, 1 after one line on stderr that says what is wrong, 75 (EX_TEMPFAIL)
     when SIGTERM, SIGUSR1, SIGUSR2 or the file STOP asked the run to stop, 130 after Ctrl-C.
     """
-    from vaedist.backend import Backend
+    with unseen("boto3"):  # which accelerate imports for SageMaker where it is: a sixth of the start
+        from vaedist.backend import Backend
     from vaedist.config import ConfigError, dump
     from vaedist.peers import is_lost
     from vaedist.recipe import load
@@ -56,6 +58,16 @@ def main(words: list[str], work: "Work | None" = None) -> int:
         return 130
     with Stop() as stop:
         return run(recipe, backend, stop, work)
+
+
+@contextmanager
+def unseen(package: str) -> Iterator[None]:
+    """While it is entered, who looks for the package finds none, unless it is imported already."""
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault(package, None)
+    yield
+    if modules[package] is None:
+        del modules[package]
 
 
 def run(recipe: "Recipe", backend: "Backend", stop: "Stop", work: "Work | None") -> int:

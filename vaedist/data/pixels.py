@@ -5,9 +5,12 @@ from torch import Tensor
 
 
 def to_float(images: Tensor, dtype: torch.dtype, pixel_range: tuple[float, float]) -> Tensor:
-    """uint8 [...] to `dtype`, same shape: 0 becomes the low end of `pixel_range`, 255 its high end."""
+    """uint8 [..., C, H, W] to `dtype`, same shape: 0 becomes the low end of `pixel_range`, 255 its high end.
+
+    In memory the channels come last, as the networks want them.
+    """
     low, high = pixel_range
-    return low + images.to(dtype) * ((high - low) / 255)
+    return low + images.movedim(-3, -1).contiguous().movedim(-1, -3).to(dtype) * ((high - low) / 255)
 
 
 def flip(images: Tensor, bits: Tensor) -> Tensor:
