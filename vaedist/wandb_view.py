@@ -103,9 +103,10 @@ class Wandb:
                 self.pictures(directory, step, seen)
             self.log(row)
 
-    def checkpoint(self, path: Path) -> None:
-        """The directory of a checkpoint as an artifact made from that of the data set, if they are asked for."""
+    def checkpoint(self, step: int) -> None:
+        """The checkpoint of a step as an artifact made from that of the data set, if they are asked for."""
         if self._about.artifacts:
+            path = self._about.place / "checkpoints" / f"step-{step:08d}"
             self._attempt(lambda run: self._upload(run, path))
 
     def _upload(self, run: Any, path: Path) -> None:
