@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import cases
 import pytest
-import torch
 from tiny_model import Config as Tiny
 
-from vaedist.recipe import load, load_all
+from vaedist.recipe import load_all
 from vaedist.replicas.backend import ReplicaBackend
 from vaedist.replicas.run import train_replicas
 from vaedist.stop import Stop
@@ -27,14 +26,18 @@ def at_once(case, data, runs, **more):
 
 def alone(case, data, run, number, **more):
     """Trains the run that replica `number` is."""
-    settings = {key: value.strip("[]").split(",")[number] if "[" in str(value) else value for key, value in more.items()}
+    settings = {
+        key: value.strip("[]").split(",")[number] if "[" in str(value) else value for key, value in more.items()
+    }
     return cases.run(case, data, run, **SHORT | {"seed": number} | settings)
 
 
 def same(first, second):
     for one, other in zip(cases.rows(first), cases.rows(second), strict=True):
         assert one.keys() == other.keys()
-        assert {k: v for k, v in one.items() if "perf" not in k} == pytest.approx({k: v for k, v in other.items() if "perf" not in k}, rel=1e-9)
+        assert {k: v for k, v in one.items() if "perf" not in k} == pytest.approx(
+            {k: v for k, v in other.items() if "perf" not in k}, rel=1e-9
+        )
 
 
 def test_it(data, tmp_path):

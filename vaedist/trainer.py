@@ -104,6 +104,12 @@ class Session:
     writer: Writer
     console: Console
 
+    @property
+    def smaller(self) -> str:
+        """What makes the same run of less memory, for a user who lacks it."""
+        now = self.recipes[0].train.accumulate
+        return f"train.accumulate={2 * now}, now {now}, makes the same run of half as many images at a time"
+
     def micros(self, batch: Batch) -> list[Micro]:
         """The micro-batches of a step as the model sees them."""
         found = []
@@ -136,7 +142,7 @@ def loop(session: Session, stop: Stop) -> None:
     writer, console, world, steps = session.writer, session.console, backend.world, recipe.train.steps
     runs = [each.run for each in session.recipes]
     speed = Speed(stream, progress.seen)
-    watch = Watch(recipe.debug, recipe.run, recipe.train.accumulate, progress, world, backend.device, console.say)
+    watch = Watch(recipe.debug, recipe.run, session.smaller, progress, world, backend.device, console.say)
     console.start(steps, progress.step)
     vote, asked = backend.vote(recipe.train.timeout), 0
     requests = Requests(runs if backend.main else [])

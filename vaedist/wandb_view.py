@@ -22,6 +22,7 @@ PICTURES = ".png", ".gif"
 LONGEST = 64, 128  # characters that W&B allows a tag, and a name or group
 Attempt = Literal["online", "offline"]
 Job = Literal["train", "eval"]
+_open: list[Any] = []  # the runs that W&B's process still writes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,13 @@ class Wandb:
 
     def close(self, failed: bool) -> None:
         self._attempt(lambda run: run.finish(exit_code=int(failed or self._preempted)))
-        _end_process()  # which still writes to the run's file when finish returns
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._run in _open:
+            _open.remove(self._run)
+        self._run = None
+        _end_process()  # which still writes to a run's file when finish returns
 
     def _attempt(self, act: Callable[[Any], Any]) -> None:
         if self._run is None:
@@ -136,9 +143,8 @@ class Wandb:
         try:
             act(self._run)
         except _failures() as error:
-            self._run = None
             self._announce(f"W&B: lost ({_reason(error)}); the run goes on, metrics.jsonl has everything")
-            _end_process()
+            self._leave()
 
 
 def open_wandb(mode: str, about: About, announce: Callable[[str], None]) -> Wandb | None:
@@ -159,6 +165,7 @@ def open_wandb(mode: str, about: About, announce: Callable[[str], None]) -> Wand
                 shutil.rmtree(path, ignore_errors=True)
         where = run.url if attempt == "online" else f"{why}; upload: wandb sync {_quoted(about)}/offline-run-*"
         announce(f"W&B: {attempt}, {where}")
+        _open.append(run)
         return Wandb(run, about, has, announce)
     announce(f"W&B: off, {why}")
     return None
@@ -194,6 +201,7 @@ def _start(mode: Attempt, about: About) -> Any:
         notes=about.notes,
         config=dict(about.config),
         settings=wandb.Settings(
+            reinit="create_new",  # beside those of other replicas
             console="off",
             silent=True,
             init_timeout=PATIENCE,
@@ -233,9 +241,14 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def _end_process() -> None:
-    """Waits for W&B's process to end; left to the interpreter's exit, one that died would leave a traceback."""
+    """Waits for W&B's process to end, unless other runs need it.
+
+    Left to the interpreter's exit, one that died would leave a traceback.
+    """
     import wandb
 
+    if _open:
+        return
     with suppress(*_failures()):
         wandb.teardown()
 

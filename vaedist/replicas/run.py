@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from math import isqrt
 from typing import Any
 
 from vaedist import evaluators
+from vaedist.aggregate import CHUNK
 from vaedist.backend import load_weights
 from vaedist.checkpoint import Checkpoints, Progress, Snapshot, Writer
+from vaedist.config import ConfigError
 from vaedist.console import Console
 from vaedist.data import Dataset
 from vaedist.data.stream import Batch, Stream
+from vaedist.debug import DivergedError
 from vaedist.meters import Meters
 from vaedist.noise import fork
 from vaedist.objectives import Objective
@@ -63,10 +67,15 @@ def train_replicas(recipes: Sequence[Recipe], backend: ReplicaBackend, stop: Sto
         ]
         opened.pop_all()  # from here on the loop closes them
     writers = [Writer(each, first.checkpoint.required, console.say) for each in checkpoints]
-    loop(ReplicaSession(
-        recipes, backend, data, objective, model, progress, meters, stream, Trackers(trackers),
-        Writers(writers, recipes), console,
-    ), stop)  # fmt: skip
+    session = ReplicaSession(
+        recipes, backend, data,
+        objective,  # type: ignore[arg-type]
+        model, progress, meters, stream, Trackers(trackers), Writers(writers, recipes), console,
+    )  # fmt: skip
+    try:
+        loop(session, stop)
+    except DivergedError as error:
+        raise DivergedError(f"{error}; without that replica the others go on from their last checkpoints") from error
 
 
 @fitting()
@@ -78,6 +87,9 @@ def open_runs(
     library = first.data.find(console.say)
     objectives = [untrained(recipe, library.manifest, world).to(backend.dtype) for recipe in recipes]
     first.evaluate.require(library.manifest)
+    latent, batch = objectives[0].vae.latent, first.train.batch
+    if batch * batch * latent > CHUNK:  # which are computed in parts, by code that vmap cannot follow
+        raise ConfigError(f"train.batch={batch}: replicas with {latent} latents take at most {isqrt(CHUNK // latent)}")
     snapshots = newest_common(checkpoints, console.say)
     for objective, recipe, snapshot in zip(objectives, recipes, snapshots, strict=False):
         refuse_other_run(snapshot, recipe, library.manifest.digest)
@@ -94,6 +106,10 @@ class ReplicaSession(Session):
 
     backend: ReplicaBackend
     objective: Replicas  # type: ignore[assignment]
+
+    @property
+    def smaller(self) -> str:
+        return f"fewer replicas than {len(self.recipes)} take less"
 
     def micros(self, batch: Batch) -> list[Any]:
         noise = ReplicaNoise(tuple(recipe.seed for recipe in self.recipes), batch.positions[0], self.objective.which)
