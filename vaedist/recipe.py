@@ -47,7 +47,7 @@ def load(words: Sequence[str]) -> tuple[Recipe, bool]:
     """The recipe that the words of a command line describe, and whether they only ask to see it (dry_run=true)."""
     (recipe, *others), dry_run = load_all(words)
     if others:
-        raise ConfigError(f"{COMMAND_LINE}: train.replicas={1 + len(others)} is for training, this is about one run")
+        raise ConfigError(f"{COMMAND_LINE}: train.replicas={1 + len(others)} is for training; this is about one run")
     return recipe, dry_run
 
 

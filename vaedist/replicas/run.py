@@ -89,7 +89,9 @@ def open_runs(
     first.evaluate.require(library.manifest)
     latent, batch = objectives[0].vae.latent, first.train.batch
     if batch * batch * latent > CHUNK:  # which are computed in parts, by code that vmap cannot follow
-        raise ConfigError(f"train.batch={batch}: replicas with {latent} latents take at most {isqrt(CHUNK // latent)}")
+        raise ConfigError(
+            f"train.batch={batch}: replicas with {latent} latents take at most {isqrt(CHUNK // latent)} images"
+        )
     snapshots = newest_common(checkpoints, console.say)
     for objective, recipe, snapshot in zip(objectives, recipes, snapshots, strict=False):
         refuse_other_run(snapshot, recipe, library.manifest.digest)
