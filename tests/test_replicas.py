@@ -14,6 +14,7 @@ from small import ROWS, SHAPE, STEP, micro_batches, small
 from tiny_model import Config as Tiny
 from wandb_records import logged
 
+from launch.slurm.check import check, recipes_of, settled
 from vaedist import backend
 from vaedist.checkpoint import CheckpointError
 from vaedist.config import ConfigError, available
@@ -249,6 +250,14 @@ def test_other_commands_and_several_processes_refuse_replicas(monkeypatch):
 def test_batches_whose_pairs_are_computed_in_parts_are_refused(data, tmp_path):
     with pytest.raises(ConfigError, match=r"train\.batch=656: replicas with 10 latents take at most 647 images"):
         at_once(data, [tmp_path / "a", tmp_path / "b", tmp_path / "c"], train_batch=656)
+
+
+def test_a_job_names_the_directories_of_all_replicas_and_wants_one_process():
+    words = ["recipe=factorvae", "train.replicas=2", "seed=3"]
+    recipes = recipes_of(words)
+    assert load_all(settled(words, recipes))[0] == recipes
+    with pytest.raises(ConfigError, match=r"train\.replicas=2 is for one process, not 4: ask for one GPU"):
+        check(recipes, 4, print)
 
 
 @pytest.mark.slow
