@@ -83,18 +83,17 @@ class Replicas:
 
     def survey(self, micros: Sequence[ReplicaMicro], step: Tensor) -> Sequence[Any]:
         ((images, noise),) = micros
-
-        def survey(one: Objective, noise: Noise, images: Tensor) -> list[Tensor]:
-            return [found for found in one.survey([(images, noise)], step) if found is not None]
-
-        return self.map(survey, noise, images) or [None]
+        if not self._has("survey"):  # with one micro-batch
+            return [None]
+        return self.map(lambda one, noise, images: one.survey([(images, noise)], step), noise, images)
 
     def latents(self, micros: Sequence[ReplicaMicro]) -> dict[str, Tensor]:
         ((images, noise),) = micros
         return self.map(lambda one, noise, images: one.latents([(images, noise)]), noise, images)
 
     def after_step(self, terms: dict[str, Tensor]) -> None:
-        self.map(lambda one, _, terms: (one.after_step(terms), terms)[1], None, terms)  # vmap must see a tensor
+        if self._has("after_step"):
+            self.map(lambda one, _, terms: (one.after_step(terms), terms)[1], None, terms)  # vmap must see a tensor
 
     def state_dict(self) -> dict[str, Tensor]:
         """All weights and buffers by name, [replicas, ...], in the order of one replica's."""
@@ -122,6 +121,10 @@ class Replicas:
         arguments = {f"objective.{name}": tensor for name, tensor in tensors.items()}, self._numbers, self.which, *rows
         dimensions = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, arguments)
         return torch.vmap(one, dimensions)(*arguments)
+
+    def _has(self, method: str) -> bool:
+        """Whether the objectives have a method of their own, beyond what all have."""
+        return getattr(type(self.each[0]), method) is not getattr(Objective, method)
 
     def _weights(self, rows: Callable[[Player], Tensor]) -> dict[str, Tensor]:
         return {name: weight for player in self.players for name, weight in player.cut(rows(player)).items()}

@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from math import isqrt
 from typing import Any
+
+import torch
 
 from vaedist import evaluators
 from vaedist.aggregate import CHUNK
@@ -116,7 +119,8 @@ class ReplicaSession(Session):
     def micros(self, batch: Batch) -> list[Any]:
         noise = ReplicaNoise(tuple(recipe.seed for recipe in self.recipes), batch.positions[0], self.objective.which)
         images = batch.images[:, 0].unflatten(0, (len(self.recipes), -1))
-        return [(self.objective.map(lambda _, noise, images: self.pixels(images, noise), noise, images), noise)]
+        pixels = torch.vmap(lambda which, images: self.pixels(images, replace(noise, which=which)))
+        return [(pixels(noise.which, images), noise)]
 
     def look(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """One replica after the other, since some evaluators take a CPU's time and others all of the memory."""
