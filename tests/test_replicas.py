@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import cases
 import pytest
@@ -20,12 +21,13 @@ from vaedist.checkpoint import CheckpointError
 from vaedist.config import ConfigError, available
 from vaedist.debug import DivergedError
 from vaedist.noise import Noise
-from vaedist.objectives.factorvae import Discriminator
+from vaedist.objectives.factorvae import Discriminator, FactorVAE
 from vaedist.recipe import load, load_all
 from vaedist.replicas.backend import ReplicaBackend
 from vaedist.replicas.objective import ReplicaNoise, Replicas
 from vaedist.replicas.run import train_replicas
 from vaedist.stop import Stop, StoppedError
+from vaedist.watch import TorchError
 from vaedist.world import World
 
 SEEDS = 5, 6, 9
@@ -197,6 +199,19 @@ def test_a_file_in_the_directory_of_one_stops_all_saved(data, tmp_path):
 def test_a_replica_that_diverges_is_named(data, tmp_path):
     with pytest.raises(DivergedError, match=r"^step \d: .* of replica 1=.* without that replica the others go on"):
         at_once(data, [tmp_path / "a", tmp_path / "b"], train_precision="fp32", optimizer_lr="[5e-4,1e30]")
+
+
+def test_an_objective_that_asks_for_the_value_of_a_number_is_refused_with_its_line(data, tmp_path):
+    def recon(self, *arguments):
+        return 0 * self.gamma if self.gamma > 15 else self.gamma
+
+    with (
+        patch.object(FactorVAE, "recon", recon),
+        pytest.raises(
+            TorchError, match=r"^step 1: train\.replicas: vmap: .* control flow.*factorvae\.py:\d+ in forward"
+        ),
+    ):
+        at_once(data, [tmp_path / "a", tmp_path / "b"])
 
 
 def runs(*words: str) -> list[str]:

@@ -52,11 +52,12 @@ def train_replicas(recipes: Sequence[Recipe], backend: ReplicaBackend, stop: Sto
     progress, meters = Progress(), Meters(backend.world)
     if snapshots:
         progress, meters.rows = snapshots[0].progress, merged([snapshot.meters for snapshot in snapshots])
-        console.say(f"{many}: resumed at step {progress.step}")
     if progress.step >= steps:
         for recipe in recipes:
             console.say(complete(recipe.run, progress.step))
         return
+    if snapshots:
+        console.say(f"{many}: resumed at step {progress.step}")
     stream = Stream(
         data.train,
         orders=[data.order(fork(recipe.seed, "order", k)) for recipe in recipes for k in range(objective.streams)],
