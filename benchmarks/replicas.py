@@ -1,6 +1,6 @@
 """What replicas cost: time of a training step of N of them at once as a ratio to that of one run alone.
 
-    ./run python benchmarks/replicas.py [--replicas 16] [--batch 64] [--turns 10] [OBJECTIVE ...]
+    ./run python benchmarks/replicas.py [--replicas 16] [--batch 64] [--turns 10] [--tf32] [OBJECTIVE ...]
 
 Both take turns in one process on random images of 64x64 pixels, by the backends that training has; a ratio is the
 median of the turns'. Below N replicas are worth their while. On a CPU a time is that of all threads together.
@@ -67,11 +67,13 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=16)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--tf32", action="store_true")
     told = parser.parse_args()
-    one, many = Backend(Config()), ReplicaBackend(Config())
+    config = Config(tf32=told.tf32)
+    one, many = Backend(config), ReplicaBackend(config)
     if one.device.type == "cpu":
         torch.set_num_threads(1)  # threads that wait for each other count as work
-    print(f"{one.describe()}, fp32, batch {told.batch}\n")
+    print(f"{one.describe()}, {'tf32' if told.tf32 else 'fp32'}, batch {told.batch}\n")
     print(f"| objective | one ms | {told.replicas} replicas ms | ratio |\n|---|---|---|---|")
     for name in told.objectives:
         steps = [alone(name, told.batch, one), at_once(name, told.batch, told.replicas, many)]

@@ -38,11 +38,13 @@ class DivergedError(Exception):
 
 def refuse_nonfinite(step: int, terms: Mapping[str, float | list[float]]) -> None:
     """Raises DivergedError, naming step and terms, unless all are finite numbers; a list is of replicas."""
-    alone = {name: value for name, value in terms.items() if isinstance(value, float)}
-    of_replicas = ((name, value) for name, value in terms.items() if isinstance(value, list))
-    for name, values in of_replicas:
-        alone |= {f"{name} of replica {number}": value for number, value in enumerate(values)}
-    bad = [f"{name}={value}" for name, value in alone.items() if not math.isfinite(value)]
+    single: dict[str, float] = {}
+    for name, value in terms.items():
+        if isinstance(value, list):
+            single |= {f"{name} of replica {number}": own for number, own in enumerate(value)}
+        else:
+            single[name] = value
+    bad = [f"{name}={value}" for name, value in single.items() if not math.isfinite(value)]
     if bad:
         more = [f"{len(bad) - 5} more"] if len(bad) > 5 else []
         raise DivergedError(

@@ -57,10 +57,10 @@ def load_all(words: Sequence[str]) -> tuple[list[Recipe], bool]:
     Replica k has the k-th value of what the words give as a list, and the seed + k unless they list the seeds.
     """
     command = parse(words, RECIPES)
-    first = read(Recipe, command, Replica(0))
+    first = read(Recipe, command, begun := Replica(0))
     count = first.train.replicas
     if count == 1:
-        recipe = read(Recipe, command)
+        recipe = read(Recipe, command) if begun.lists else first  # which refuses them
         return [named(command, recipe)], command.dry_run
     recipes = []
     for number in range(count):

@@ -35,9 +35,11 @@ def main(words: list[str], work: "Work | None" = None) -> int:
 
     first = os.environ.get("RANK", "0") == "0"
     try:
-        recipes, dry_run = load_all(words)
         if work:
-            recipes = [load(words)[0]]  # which refuses several
+            recipe, dry_run = load(words)
+            recipes = [recipe]
+        else:
+            recipes, dry_run = load_all(words)
         if dry_run:
             if first:
                 print("---\n".join(map(dump, recipes)), end="")

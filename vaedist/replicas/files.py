@@ -18,8 +18,10 @@ def apart(values: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 
 def merged(rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, list[Any]]]:
-    """The rows of every replica as rows of lists."""
-    return [{name: [own[name] for own in step] for name in step[0]} for step in zip(*rows, strict=True)]
+    """The rows of every replica as rows of lists: the last ones, where one was trained alone and logged elsewhere."""
+    count = min(map(len, rows))
+    steps = zip(*(own[len(own) - count :] for own in rows), strict=True)
+    return [{name: [own[name] for own in step] for name in step[0]} for step in steps]
 
 
 class Trackers(Tracker):
@@ -46,8 +48,9 @@ class Trackers(Tracker):
             tracker.preempted()
 
     def close(self, failed: bool = False) -> None:
-        for tracker in self._each:
-            tracker.close(failed)
+        with ExitStack() as every:  # all end, also where one of them fails
+            for tracker in self._each:
+                every.callback(tracker.close, failed)
 
 
 class Writers(Writer):
@@ -80,7 +83,7 @@ class Writers(Writer):
             writer.close()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        every = ExitStack()  # all end, also where one of them fails
+        every = ExitStack()
         for writer in self._each:
             every.push(writer)
         every.__exit__(kind, error, at)

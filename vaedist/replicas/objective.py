@@ -24,13 +24,18 @@ class ReplicaNoise(Noise):
     which: Tensor  # int64 [replicas]
 
     def fork(self, name: str) -> "ReplicaNoise":
-        return replace(self, seed=tuple(fork(seed, name) for seed in self.seed))
+        return replace(self, seed=_forks(self.seed, name))
 
     def bits(self, purpose: str, columns: int) -> Tensor:
         return hashed(self.positions, _keys(self.seed, purpose, self.which.device)[self.which], columns)
 
 
 ReplicaMicro = tuple[Tensor, ReplicaNoise]  # images [replicas, streams, local, C, H, W]
+
+
+@lru_cache(maxsize=1024)  # the same in every step
+def _forks(seeds: tuple[int, ...], name: str) -> tuple[int, ...]:
+    return tuple(fork(seed, name) for seed in seeds)
 
 
 @lru_cache(maxsize=1024)
