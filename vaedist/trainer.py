@@ -3,32 +3,30 @@
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from shards.files import replacing
 from shards.manifest import Manifest, ShardError
-from vaedist import curves, evaluators
+from vaedist import curves
 from vaedist.backend import Backend, on_cpu
 from vaedist.checkpoint import CheckpointError, Checkpoints, Progress, Snapshot, State, Writer
 from vaedist.config import ConfigError, as_dict, dump
 from vaedist.console import Console
 from vaedist.data import Dataset
-from vaedist.data.pixels import flip, to_float
-from vaedist.data.stream import Batch, Stream
+from vaedist.data.stream import Stream
 from vaedist.debug import DivergedError, DriftError, compare_replicas, read, refuse_nonfinite
 from vaedist.environment import environment
-from vaedist.evaluators import Subject
 from vaedist.meters import Meters, Speed
-from vaedist.noise import Noise, fork
-from vaedist.objectives import Micro, Objective
+from vaedist.noise import fork
+from vaedist.objectives import Objective
 from vaedist.recipe import Recipe, refuse_other_run
+from vaedist.session import Session
 from vaedist.stop import REQUEUE, SAVE, STOP, Requests, Stop, StoppedError, ask_again
 from vaedist.tracker import Tracker, open_tracker, refuse_second
 from vaedist.watch import TorchError, Watch, fitting
@@ -86,53 +84,6 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
         [recipe], backend, data, objective, model, progress, meters, stream, tracker, writer, console
     ), stop)  # fmt: skip
     return objective
-
-
-@dataclass(frozen=True)
-class Session:
-    """What the loop works with, of one run; `replicas` makes one of several, see there."""
-
-    recipes: Sequence[Recipe]
-    backend: Backend
-    data: Dataset
-    objective: Objective
-    model: Callable[..., dict[str, Tensor]]
-    progress: Progress
-    meters: Meters
-    stream: Stream
-    tracker: Tracker
-    writer: Writer
-    console: Console
-
-    @property
-    def smaller(self) -> str:
-        """What makes the same run of less memory, for a user who lacks it."""
-        now = self.recipes[0].train.accumulate
-        return f"train.accumulate={2 * now}, now {now}, makes the same run of half as many images at a time"
-
-    def micros(self, batch: Batch) -> list[Micro]:
-        """The micro-batches of a step as the model sees them."""
-        found = []
-        for images, positions in zip(batch.images.unbind(1), batch.positions, strict=True):
-            noise = Noise(self.recipes[0].seed, positions)
-            found.append((self.pixels(images, noise), noise))
-        return found
-
-    def pixels(self, images: Tensor, noise: Noise) -> Tensor:
-        """Bytes [streams, local, C, H, W] as the model sees them, flipped where the sample's own coin says so."""
-        if self.recipes[0].data.flip:
-            coins = [noise.fork(f"stream {k}").chance("flip", 1, 0.5)[:, 0] for k in range(len(images))]
-            images = flip(images, torch.stack(coins))
-        return to_float(images, self.backend.dtype, self.objective.vae.pixel_range)
-
-    def look(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The numbers and pictures of an evaluation; every rank must call it."""
-        self.backend.observe()
-        return evaluators.run(self.subject(self.recipes[0], self.backend.observed))
-
-    def subject(self, recipe: Recipe, observed: Objective) -> Subject:
-        """A model for the evaluators."""
-        return Subject(recipe.evaluate, observed, self.data, self.backend.world, self.backend, self.progress.step)
 
 
 def loop(session: Session, stop: Stop) -> None:

@@ -24,9 +24,10 @@ from vaedist.recipe import Recipe, refuse_other_run
 from vaedist.replicas.backend import ReplicaBackend
 from vaedist.replicas.files import Trackers, Writers, merged, newest_common
 from vaedist.replicas.objective import ReplicaNoise, Replicas
+from vaedist.session import Session
 from vaedist.stop import Stop
 from vaedist.tracker import refuse_second
-from vaedist.trainer import Session, complete, loop, start_tracking, untrained
+from vaedist.trainer import complete, loop, start_tracking, untrained
 from vaedist.watch import fitting
 
 
