@@ -54,7 +54,7 @@ class Forked:
         from vaedist import peers, recipe, train
 
         peers.ANSWER = 1.0
-        recipe.load = tiny_train.load_tiny
+        recipe.load_all = tiny_train.load_tiny
         self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         os.environ |= {"WORLD_SIZE": str(PROCESSES), "LOCAL_WORLD_SIZE": str(PROCESSES), "MASTER_ADDR": "127.0.0.1"}
         os.environ |= {"MASTER_PORT": str(self.store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}

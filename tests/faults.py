@@ -54,18 +54,18 @@ class Fault(ExitStack):
     def __init__(self, name: str) -> None:
         super().__init__()
         kind, method, spoil, self.case, self.settings = FAULTS[name]
-        self.steps, original, micro_batches = 0, getattr(kind, method), trainer.micro_batches
+        self.steps, original, micros = 0, getattr(kind, method), trainer.Session.micros
         last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
 
         def count(*arguments: Any) -> Any:
             self.steps += 1
-            return micro_batches(*arguments)
+            return micros(*arguments)
 
         def changed(objective: Objective, *arguments: Any) -> Any:
             result = original(objective, *arguments)
             return spoil(objective, result) if last and self.steps == STEP else result
 
-        self.enter_context(patch.object(trainer, "micro_batches", count))
+        self.enter_context(patch.object(trainer.Session, "micros", count))
         self.enter_context(patch.object(kind, method, changed))
 
 

@@ -13,15 +13,15 @@ import tiny_model
 from vaedist import recipe
 
 TRAIN = Path(__file__).parents[1] / "vaedist" / "train.py"
-load = recipe.load
+load_all = recipe.load_all
 
 
 def load_tiny(words: list[str]) -> Any:
-    found, dry_run = load(words)
-    return replace(found, model=tiny_model.Config()), dry_run
+    found, dry_run = load_all(words)
+    return [replace(each, model=tiny_model.Config()) for each in found], dry_run
 
 
 if __name__ == "__main__":
-    recipe.load = load_tiny
+    recipe.load_all = load_tiny
     sys.argv[0] = str(TRAIN)
     runpy.run_path(str(TRAIN), run_name="__main__")

@@ -44,6 +44,7 @@ class Config:
     steps: int = bounded(1_000_000, at_least=1)
     batch: int = bounded(64, at_least=1)  # images of an optimiser step
     accumulate: int = bounded(1, at_least=1)  # micro-batches of an optimiser step
+    replicas: int = bounded(1, at_least=1)  # runs at once in this process, see `recipe.load_all`
     timeout: float = bounded(600.0, above=0)  # seconds that the ranks wait in a step for one that does not answer
     precision: Precision = "fp32"
     tf32: bool = False  # products of float32 from inputs of 11 bits, in the tensor cores of a GPU
@@ -62,6 +63,14 @@ class Config:
             for name in ("zero_stage", "offload_optimizer", "offload_param"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} belongs to engine=deepspeed")
+        if self.replicas > 1:
+            for name, value, instead in (
+                ("precision", "fp16", "bf16 or fp32"), ("engine", "deepspeed", "ddp"), ("compile", True, "false")
+            ):  # fmt: skip
+                if getattr(self, name) == value:
+                    raise ValueError(f"replicas={self.replicas} goes with {name}={instead}")
+            if self.accumulate > 1:
+                raise ValueError(f"replicas={self.replicas} goes with accumulate=1: say fewer replicas")
 
     def local(self, world_size: int) -> int:
         """Rows of a micro-batch on one rank. Raises ConfigError when the batch does not divide."""
@@ -183,10 +192,7 @@ class Backend:
         """
         objective.to(self.dtype)
         if snapshot is not None:
-            try:
-                objective.load_state_dict(snapshot.weights)
-            except RuntimeError as error:
-                raise CheckpointError(f"{snapshot.path}: the weights are of another model: {error}") from error
+            load_weights(objective, snapshot)
         # Where the weights are averaged or divided, a copy that has all of them: see `observe`.
         apart = self._config.ema is not None or self._stage == 3
         self.observed: Any = deepcopy(objective).to(self.device) if apart else objective
@@ -287,6 +293,10 @@ class Backend:
         whole = self._objective.state_dict()
         return whole | self._shares.gather() if self._shares and self._stage == 3 else whole
 
+    def largest(self, weights: Weights) -> Weights:
+        """The largest magnitude in each of what is trained of `weights`."""
+        return {name: weights[name].abs().max() for name, _ in self._objective.named_parameters()}
+
     def moments(self) -> Weights:
         """What the optimiser keeps of every weight, by PARAMETER/NAME, on the device; every rank must call it.
 
@@ -350,6 +360,14 @@ class Backend:
                 "_growth_tracker": int(snapshot.scaling["steady"]),
             }
             self._scaler.load_state_dict(self._scaler.state_dict() | ours)
+
+
+def load_weights(objective: nn.Module, snapshot: Snapshot) -> None:
+    """Raises CheckpointError when the snapshot is of another model."""
+    try:
+        objective.load_state_dict(snapshot.weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{snapshot.path}: the weights are of another model: {error}") from error
 
 
 def on_cpu(tensors: Weights) -> Weights:

@@ -155,6 +155,14 @@ class Checkpoints:
             )
         return None
 
+    def steps(self) -> set[int]:
+        """The steps of all that have the name of a checkpoint."""
+        return set(map(step_of, newest_first(self.directory)))
+
+    def at(self, step: int) -> Snapshot:
+        """The checkpoint of a step. Raises DamagedError."""
+        return _read(self.directory / f"step-{step:08d}")
+
     def _unsaved(self, step: int, error: OSError) -> str:
         whole = next(
             (f"{path.name} is the newest checkpoint" for path in newest_first(self.directory)), "no other is there yet"

@@ -106,7 +106,7 @@ _OWN = {field.name for field in dataclasses.fields(_Own)}
 def parse(arguments: Sequence[str], recipes: Path) -> Command:
     """Sorts `recipe=NAME_OR_PATH [dry_run=true] [key.path=value ...]`. Raises ConfigError."""
     said = words.from_words(arguments).section()
-    own: _Own = _section(_Own, [Node({key: said[key] for key in _OWN & said.keys()}, COMMAND_LINE)], "")
+    own: _Own = _section(_Own, [Node({key: said[key] for key in _OWN & said.keys()}, COMMAND_LINE)], "", None)
     if own.recipe is None:
         raise ConfigError(f"{COMMAND_LINE}: recipe=NAME is missing; {nearest('', words.names(recipes))}")
     beside = Path() if own.recipe.endswith(".yaml") else recipes
@@ -118,16 +118,33 @@ def parse(arguments: Sequence[str], recipes: Path) -> Command:
     )
 
 
-def read(schema: type[T], command: Command) -> T:
+@dataclass(frozen=True)
+class Replica:
+    """One of several runs that the same words describe: where they give a list for a number or path, its part."""
+
+    number: int
+    count: int | None = None  # of all; null: not known yet
+    lists: set[str] = dataclasses.field(default_factory=set)  # the keys that gave one
+
+    def part(self, node: Node, key: str) -> Node:
+        """Raises ConfigError where the list has not one value for each."""
+        assert isinstance(node.value, list)
+        if not node.value or self.count not in (None, len(node.value)):
+            raise node.wrong(key, f"has {len(node.value)} values for train.replicas={self.count}")
+        self.lists.add(key)
+        return node.value[self.number]
+
+
+def read(schema: type[T], command: Command, replica: Replica | None = None) -> T:
     """The `schema` that the command's recipe, its bases and its overrides describe. Raises ConfigError."""
     layers = [Node({}, str(command.recipe)), *words.with_bases(command.recipe, command.recipes).values()]
     if command.overrides:
         layers.append(words.from_words(command.overrides))
-    config: T = _section(schema, layers, "")
+    config: T = _section(schema, layers, "", replica)
     return config
 
 
-def _section(schema: Any, layers: list[Node], key: str) -> Any:
+def _section(schema: Any, layers: list[Node], key: str, replica: Replica | None) -> Any:
     """The dataclass that `layers` describe, weakest first, at least one."""
     fields = {field.name: field for field in dataclasses.fields(schema)}
     said: dict[str, list[Node]] = {name: [] for name in fields}
@@ -146,7 +163,7 @@ def _section(schema: Any, layers: list[Node], key: str) -> Any:
         if isinstance(kind, _Component) or is_dataclass(kind):
             nodes = [_unsaid(field, layers[0].where), *nodes]
         if nodes:
-            values[name] = _value(kind, nodes, path)
+            values[name] = _value(kind, nodes, path, replica)
             _check(field.metadata.get("limits", {}), values[name], nodes[-1], path)
         elif field.default is MISSING and field.default_factory is MISSING:
             raise ConfigError(f"{layers[0].where}: {path} is missing; write it there or say {path}=VALUE")
@@ -171,18 +188,18 @@ def _check(limits: Mapping[str, float], value: Any, node: Node, key: str) -> Non
             raise node.wrong(key, f"is out of range: it must be {allowed}")
 
 
-def _value(kind: Any, layers: list[Node], key: str) -> Any:
+def _value(kind: Any, layers: list[Node], key: str, replica: Replica | None) -> Any:
     top, arguments = layers[-1], typing.get_args(kind)
     if top.blank:
         raise ConfigError(f"{top.where}: {key} has no value; write one, or null, or ''")
     if isinstance(kind, _Component):
-        return _chosen(kind, layers, key)
+        return _chosen(kind, layers, key, replica)
     if is_dataclass(kind):
-        return _section(kind, layers, key)
+        return _section(kind, layers, key, replica)
     if typing.get_origin(kind) in (types.UnionType, Union):  # T | None
         (inner,) = (argument for argument in arguments if argument is not types.NoneType)
         since_null = list(itertools.takewhile(lambda node: not node.null, reversed(layers)))
-        return _value(inner, since_null[::-1], key) if since_null else None
+        return _value(inner, since_null[::-1], key, replica) if since_null else None
     if typing.get_origin(kind) is tuple:
         return _tuple(arguments, top, key)
     if typing.get_origin(kind) is Literal:
@@ -190,6 +207,8 @@ def _value(kind: Any, layers: list[Node], key: str) -> Any:
         if str(top) not in choices:
             raise top.wrong(key, f"is no choice; {nearest(str(top), choices)}")
         return choices[str(top)]
+    if replica and isinstance(top.value, list) and kind in (int, float, Path):
+        return _value(kind, [replica.part(top, key)], key, None)
     read_text, name = _LEAVES[kind]
     try:
         if isinstance(top.value, str):
@@ -199,7 +218,7 @@ def _value(kind: Any, layers: list[Node], key: str) -> Any:
     raise top.wrong(key, f"is not {name}")
 
 
-def _chosen(kind: _Component, layers: list[Node], key: str) -> Any:
+def _chosen(kind: _Component, layers: list[Node], key: str, replica: Replica | None) -> Any:
     """The Config of the component named last; what was said before the name changed was about another one."""
     name, kept = kind.default, layers[:0]
     for layer in layers:
@@ -213,7 +232,7 @@ def _chosen(kind: _Component, layers: list[Node], key: str) -> Any:
         kept.append(Node(section, layer.where))
     if name is None:
         raise ConfigError(f"{layers[0].where}: {key}.name is missing; {nearest('', available(kind.package))}")
-    return _section(kind.schema(name), kept, key)
+    return _section(kind.schema(name), kept, key, replica)
 
 
 def _tuple(kinds: tuple[Any, ...], node: Node, key: str) -> tuple[Any, ...]:
@@ -223,7 +242,7 @@ def _tuple(kinds: tuple[Any, ...], node: Node, key: str) -> tuple[Any, ...]:
         kinds = kinds[:1] * len(node.value)
     if len(kinds) != len(node.value):
         raise node.wrong(key, f"must have {len(kinds)} values")
-    return tuple(_value(kinds[i], [item], f"{key}[{i}]") for i, item in enumerate(node.value))
+    return tuple(_value(kinds[i], [item], f"{key}[{i}]", None) for i, item in enumerate(node.value))
 
 
 def _integer(text: str) -> int:

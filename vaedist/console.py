@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import timedelta
+from statistics import fmean
 from typing import Any
 
 from tqdm import tqdm
@@ -44,8 +45,9 @@ class Console:
         if self._bar is not None:
             self._bar.update()
 
-    def row(self, step: int, row: Mapping[str, float]) -> None:
-        """The numbers of a logged step."""
+    def row(self, step: int, row: Mapping[str, Any]) -> None:
+        """The numbers of a logged step; of replicas their means."""
+        row = {name: fmean(value) if isinstance(value, list) else value for name, value in row.items()}
         terms = [
             f"{name.removeprefix('train/')} {value:.4g}" for name, value in row.items() if name.startswith("train/")
         ]

@@ -2,7 +2,9 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +36,15 @@ class DivergedError(Exception):
     """A term became NaN or infinite."""
 
 
-def refuse_nonfinite(step: int, terms: dict[str, float]) -> None:
-    """Raises DivergedError, naming step and terms, unless all are finite numbers."""
-    bad = [f"{name}={value}" for name, value in terms.items() if not math.isfinite(value)]
+def refuse_nonfinite(step: int, terms: Mapping[str, float | list[float]]) -> None:
+    """Raises DivergedError, naming step and terms, unless all are finite numbers; a list is of replicas."""
+    single: dict[str, float] = {}
+    for name, value in terms.items():
+        if isinstance(value, list):
+            single |= {f"{name} of replica {number}": own for number, own in enumerate(value)}
+        else:
+            single[name] = value
+    bad = [f"{name}={value}" for name, value in single.items() if not math.isfinite(value)]
     if bad:
         more = [f"{len(bad) - 5} more"] if len(bad) > 5 else []
         raise DivergedError(
@@ -45,8 +53,8 @@ def refuse_nonfinite(step: int, terms: dict[str, float]) -> None:
         )
 
 
-def read(step: int, terms: dict[str, Tensor]) -> dict[str, float]:
-    """The values of scalars, copied from the device at once. Raises DivergedError."""
+def read(step: int, terms: dict[str, Tensor]) -> dict[str, Any]:
+    """The values of scalars, of replicas lists, copied from the device at once. Raises DivergedError."""
     values = dict(zip(terms, torch.stack([term.double() for term in terms.values()]).tolist(), strict=True))
     refuse_nonfinite(step, values)
     return values
@@ -71,6 +79,8 @@ def compare_replicas(step: int, model: nn.Module, world: World) -> None:
     Moments are left out, which would make four times the work: where they differ, so do the weights that they move in
     the next step.
     """
+    if world.size == 1:
+        return
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     everyone = world.gather(torch.stack([digest(tensor) for tensor in tensors.values()])[None])  # [ranks, tensors]
     for name, digests in zip(tensors, everyone.T.tolist(), strict=True):

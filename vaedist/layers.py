@@ -94,6 +94,6 @@ class BatchNorm2d(nn.Module):
         if torch.is_grad_enabled():
             count = self.world.size * x.numel() // x.shape[1]
             with torch.no_grad():
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(var * count / (count - 1), self.momentum)
+                self.running_mean.copy_(self.running_mean.lerp(mean, self.momentum))
+                self.running_var.copy_(self.running_var.lerp(var * count / (count - 1), self.momentum))
         return mean, var

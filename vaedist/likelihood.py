@@ -25,11 +25,16 @@ class Likelihood:
         if self.family == "bernoulli":
             terms = F.binary_cross_entropy_with_logits(decoded, images, reduction="none")
         elif self.family == "gaussian":
-            terms = 0.5 * ((images - decoded) / self.scale).square() + math.log(self.scale * math.sqrt(2 * math.pi))
+            terms = 0.5 * ((images - decoded) / self.scale).square() + log(self.scale * math.sqrt(2 * math.pi))
         else:
-            terms = (images - decoded).abs() / self.scale + math.log(2 * self.scale)
+            terms = (images - decoded).abs() / self.scale + log(2 * self.scale)
         return terms.sum((1, 2, 3))
 
     def mean(self, decoded: Tensor) -> Tensor:
         """The expected image, in the units of the pixels."""
         return decoded.sigmoid() if self.family == "bernoulli" else decoded
+
+
+def log(scale: float | Tensor) -> float | Tensor:
+    """Of a number, or of the tensor that replicas with scales of their own make of it."""
+    return scale.log() if isinstance(scale, Tensor) else math.log(scale)

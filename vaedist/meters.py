@@ -2,7 +2,9 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,13 +24,13 @@ class Meters:
     """
 
     world: World
-    rows: list[dict[str, float]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
     _micros: list[Tensor] = field(default_factory=list)
     _steps: list[Tensor] = field(default_factory=list)
     _names: tuple[str, ...] = ()
 
     def add(self, terms: dict[str, Tensor]) -> None:
-        """The terms of one micro-batch, scalars."""
+        """The terms of one micro-batch, scalars; of replicas [replicas]."""
         self._names = tuple(terms)
         self._micros.append(torch.stack([term.detach().double() for term in terms.values()]))
 
@@ -50,11 +52,18 @@ class Meters:
             refuse_nonfinite(number, terms)
             self.rows.append(terms)
 
-    def take_means(self, step: int) -> dict[str, float]:
+    def take_means(self, step: int) -> dict[str, Any]:
         """Mean of every term over the steps since the last call; every rank must call it."""
         self.reduce(step)
         rows, self.rows = self.rows, []
-        return {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        return {name: mean([row[name] for row in rows]) for name in rows[0]}
+
+
+def mean(values: Sequence[Any]) -> Any:
+    """Of numbers, or of each replica's."""
+    if isinstance(values[0], list):
+        return [mean(own) for own in zip(*values, strict=True)]
+    return math.fsum(values) / len(values)
 
 
 class Speed:

@@ -17,11 +17,12 @@ def fork(seed: int, *words: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
+    """The int64 with the bits of an unsigned value."""
     return value - (1 << 64) if value >> 63 else value
 
 
-GOLDEN, MIX1, MIX2 = (_signed(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+GOLDEN, MIX1, MIX2 = (signed(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 def _shift(bits: Tensor, by: int) -> Tensor:
@@ -36,6 +37,13 @@ def mix(bits: Tensor) -> Tensor:
     return bits ^ _shift(bits, 31)
 
 
+def hashed(positions: Tensor, key: int | Tensor, columns: int) -> Tensor:
+    """64 bits for every position and column under a key: int64 [...] -> [..., columns]."""
+    rows = mix(positions * GOLDEN + key)
+    column = torch.arange(1, columns + 1, device=rows.device)
+    return mix(rows[..., None] + column * GOLDEN)
+
+
 # One operation for torch.compile, which must not compute the hash itself: its C++ code takes column * GOLDEN for an
 # index, whose overflow is undefined, and then some columns have other bits. Not by torch.library.custom_op, which
 # imports the compiler when the operation is first called: seconds of every evaluation. (A training waits for it in any
@@ -44,9 +52,7 @@ torch.library.define("vaedist::bits", "(Tensor positions, int seed, str purpose,
 
 
 def _bits(positions: Tensor, seed: int, purpose: str, columns: int) -> Tensor:
-    rows = mix(positions * GOLDEN + _signed(fork(seed, purpose)))
-    column = torch.arange(1, columns + 1, device=rows.device)
-    return mix(rows[..., None] + column * GOLDEN)
+    return hashed(positions, signed(fork(seed, purpose)), columns)
 
 
 def _fake_bits(positions: Tensor, seed: int, purpose: str, columns: int) -> Tensor:
@@ -67,6 +73,10 @@ class Noise:
     def fork(self, name: str) -> "Noise":
         """Independent numbers for the same rows."""
         return replace(self, seed=fork(self.seed, name))
+
+    def at(self, positions: Tensor) -> "Noise":
+        """The numbers of other rows for the same purposes."""
+        return replace(self, positions=positions)
 
     def bits(self, purpose: str, columns: int) -> Tensor:
         """64 random bits each, int64 [..., columns]."""

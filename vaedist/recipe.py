@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 from vaedist.backend import Config as Train
 from vaedist.checkpoint import CheckpointError, Snapshot
 from vaedist.checkpoint import Config as Checkpoint
-from vaedist.config import Command, as_dict, component, differences, flatten, parse, read
+from vaedist.config import Command, ConfigError, Replica, as_dict, component, differences, flatten, leaves, parse, read
 from vaedist.data import Config as Data
 from vaedist.debug import Config as Debug
 from vaedist.evaluators import Config as Evaluate
 from vaedist.optimizer import Config as Optimizer
 from vaedist.tracker import Config as Track
+from vaedist.words import COMMAND_LINE
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
@@ -48,18 +50,63 @@ class Recipe:
 
 def load(words: Sequence[str]) -> tuple[Recipe, bool]:
     """The recipe that the words of a command line describe, and whether they only ask to see it (dry_run=true)."""
+    (recipe, *others), dry_run = load_all(words)
+    if others:
+        raise ConfigError(f"{COMMAND_LINE}: train.replicas={1 + len(others)} is for training; this is about one run")
+    return recipe, dry_run
+
+
+def load_all(words: Sequence[str]) -> tuple[list[Recipe], bool]:
+    """The same of every one of train.replicas runs: as the words for it alone would describe it.
+
+    Replica k has the k-th value of what the words give as a list, and the seed + k unless they list the seeds.
+    """
     command = parse(words, RECIPES)
-    recipe = read(Recipe, command)
-    if recipe.run == Path():
-        recipe = replace(recipe, run=default_run(command, recipe))
-    return recipe, command.dry_run
+    first = read(Recipe, command, begun := Replica(0))
+    count = first.train.replicas
+    if count == 1:
+        recipe = read(Recipe, command) if begun.lists else first  # which refuses them
+        return [named(command, recipe)], command.dry_run
+    recipes = []
+    for number in range(count):
+        recipe = read(Recipe, command, replica := Replica(number, count))
+        seed = recipe.seed if "seed" in replica.lists else recipe.seed + number
+        recipe = replace(recipe, seed=seed, train=replace(recipe.train, replicas=1))
+        unseeded = [word for word in command.overrides if not word.startswith("seed=")]
+        recipes.append(named(replace(command, overrides=(*unseeded, f"seed={seed}")), recipe))
+    _refuse_unlike(recipes)
+    return recipes, command.dry_run
+
+
+def named(command: Command, recipe: Recipe) -> Recipe:
+    """The recipe with a run directory."""
+    return replace(recipe, run=default_run(command, recipe)) if recipe.run == Path() else recipe
+
+
+def _refuse_unlike(recipes: Sequence[Recipe]) -> None:
+    """Raises ConfigError where replicas differ in what one process cannot do at once, or not at all."""
+    first, runs = as_dict(recipes[0]), Counter(recipe.run for recipe in recipes)
+    for recipe in recipes[1:]:
+        for key, (one, other) in differences(first, as_dict(recipe)).items():
+            number = key.startswith(("objective.", "optimizer.")) and isinstance(leaves(first)[key], float)
+            if key not in ("run", "seed") and not number:
+                raise ConfigError(
+                    f"{COMMAND_LINE}: {key} is {one} and {other}: replicas may differ in the seed and in numbers of "
+                    "objective and optimizer that need not be whole"
+                )
+    run, several = runs.most_common(1)[0]
+    if several > 1:
+        raise ConfigError(
+            f"{run}: {several} replicas would write there; give each another seed, or say run=[A,B,...] for all"
+        )
 
 
 # What a resumed run may change: where things lie, how fast they go and when it looks, never what is computed.
 _FREE = (
     "run", "data.shards", "data.draw", "data.store", "data.cache", "data.pipe", "data.instead_of",
-    "train.steps", "train.accumulate", "train.precision", "train.tf32", "train.compile", "train.timeout",
-    "train.engine", "train.zero_stage", "train.offload_", "evaluate.", "checkpoint.", "track.", "debug.",
+    "train.steps", "train.accumulate", "train.replicas", "train.precision", "train.tf32", "train.compile",
+    "train.timeout", "train.engine", "train.zero_stage", "train.offload_",
+    "evaluate.", "checkpoint.", "track.", "debug.",
 )  # fmt: skip
 # Of these, what nevertheless makes another run of the same recipe unless `run` says otherwise.
 _NAMED = ("data.shards", "data.draw", "train.precision", "train.tf32")

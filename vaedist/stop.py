@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -75,25 +75,25 @@ class Stop:
 
 
 class Requests:
-    """The files in a run directory with which a person asks for something; without a directory there are none."""
+    """The files in run directories with which a person asks for something; one file counts for all of them."""
 
-    def __init__(self, run: Path | None) -> None:
-        self._run, self._next, self._told = run, 0.0, False
+    def __init__(self, runs: Sequence[Path]) -> None:
+        self._runs, self._next, self._told = runs, 0.0, False
 
     def __call__(self) -> int:
         """STOP, or once SAVE, or 0; the disk is asked once a second."""
-        if self._run is None or time.monotonic() < self._next:
+        if not self._runs or time.monotonic() < self._next:
             return 0
         self._next = time.monotonic() + LOOK
-        if (self._run / FILES[STOP]).exists():
+        if any((run / FILES[STOP]).exists() for run in self._runs):
             return STOP
-        told, self._told = self._told, (self._run / FILES[SAVE]).exists()
+        told, self._told = self._told, any((run / FILES[SAVE]).exists() for run in self._runs)
         return SAVE if self._told and not told else 0
 
     def granted(self, number: int) -> None:
         """The file has had its effect: it is removed, which tells the person so."""
-        if self._run is not None:
-            (self._run / FILES[number]).unlink(missing_ok=True)
+        for run in self._runs:
+            (run / FILES[number]).unlink(missing_ok=True)
 
 
 def ask_again(run: Path) -> None:

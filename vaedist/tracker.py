@@ -54,10 +54,10 @@ class Tracker:
             if self._view:
                 self._view.pictures(self._files.pictures(step), step, seen)
 
-    def complete(self, checkpoint: Path) -> None:
-        """The run has ended with this checkpoint."""
+    def complete(self, step: int) -> None:
+        """The run has ended with the checkpoint of this step."""
         if self._view:
-            self._view.checkpoint(checkpoint)
+            self._view.checkpoint(step)
 
     def preempted(self) -> None:
         """The run ends now and will go on."""

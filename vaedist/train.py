@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,17 +31,22 @@ def main(words: list[str], work: "Work | None" = None) -> int:
         from vaedist.backend import Backend
     from vaedist.config import ConfigError, dump
     from vaedist.peers import is_lost
-    from vaedist.recipe import load
+    from vaedist.recipe import load, load_all
+    from vaedist.replicas.backend import ReplicaBackend
     from vaedist.stop import Stop
 
     first = os.environ.get("RANK", "0") == "0"
     try:
-        recipe, dry_run = load(words)
+        if work:
+            recipe, dry_run = load(words)
+            recipes = [recipe]
+        else:
+            recipes, dry_run = load_all(words)
         if dry_run:
             if first:
-                print(dump(recipe), end="")
+                print("---\n".join(map(dump, recipes)), end="")
             return 0
-        backend = Backend(recipe.train)
+        backend = (Backend if len(recipes) == 1 else ReplicaBackend)(recipes[0].train)
     except (ConfigError, OSError) as error:
         if not first:
             time.sleep(PATIENCE)  # until the launcher ends us: it would end rank 0 before that one has said its line
@@ -57,7 +62,7 @@ def main(words: list[str], work: "Work | None" = None) -> int:
     except KeyboardInterrupt:
         return 130
     with Stop() as stop:
-        return run(recipe, backend, stop, work)
+        return run(recipes, backend, stop, work)
 
 
 @contextmanager
@@ -65,36 +70,43 @@ def unseen(package: str) -> Iterator[None]:
     """While it is entered, who looks for the package finds none, unless it is imported already."""
     modules: dict[str, Any] = sys.modules
     modules.setdefault(package, None)
-    yield
-    if modules[package] is None:
-        del modules[package]
+    try:
+        yield
+    finally:
+        if modules[package] is None:
+            del modules[package]
 
 
-def run(recipe: "Recipe", backend: "Backend", stop: "Stop", work: "Work | None") -> int:
+def run(recipes: "Sequence[Recipe]", backend: "Backend", stop: "Stop", work: "Work | None") -> int:
     """Works, and if that ends early has one of the processes say why. Returns the exit status."""
     from vaedist.peers import is_lost
+    from vaedist.replicas.backend import ReplicaBackend
+    from vaedist.replicas.run import train_replicas
     from vaedist.stop import StoppedError, ask_again
     from vaedist.trainer import USER_ERRORS, train
 
     peers = backend.peers()
     try:
         with stop.at_once():
-            (work or train)(recipe, backend, stop)
+            if isinstance(backend, ReplicaBackend):
+                train_replicas(recipes, backend, stop)
+            else:
+                (work or train)(recipes[0], backend, stop)
         peers.close()
         backend.close()
         return 0
     except StoppedError as stopped:
         if stopped.step is None:
-            if stopped.requeue:
+            for recipe in recipes if stopped.requeue else ():
                 ask_again(recipe.run)
-            peers.end_before_start(f"{recipe.run}: {stopped}")
+            peers.end_before_start(f"{recipes[0].run}: {stopped}")
         return stopped.status
     except USER_ERRORS as error:
         peers.end(str(error))
     except RuntimeError as error:
         if not is_lost(error):
             raise
-        ask_again(recipe.run)  # another node may do; whoever starts it again looks whether the last start got on
+        ask_again(recipes[0].run)  # another node may do; whoever starts it again looks whether the last start got on
         peers.end_lost(error)
     return 1
 

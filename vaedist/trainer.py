@@ -6,27 +6,27 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from shards.files import replacing
-from shards.manifest import ShardError
-from vaedist import curves, evaluators
+from shards.manifest import Manifest, ShardError
+from vaedist import curves
 from vaedist.backend import Backend, on_cpu
-from vaedist.checkpoint import CheckpointError, Checkpoints, Progress, Snapshot, State, Writer, newest_first
+from vaedist.checkpoint import CheckpointError, Checkpoints, Progress, Snapshot, State, Writer
 from vaedist.config import ConfigError, as_dict, dump
 from vaedist.console import Console
 from vaedist.data import Dataset
-from vaedist.data.pixels import flip, to_float
-from vaedist.data.stream import Batch, Stream
+from vaedist.data.stream import Stream
 from vaedist.debug import DivergedError, DriftError, compare_replicas, read, refuse_nonfinite
 from vaedist.environment import environment
-from vaedist.evaluators import Subject
 from vaedist.meters import Meters, Speed
-from vaedist.noise import Noise, fork
-from vaedist.objectives import Micro, Objective
+from vaedist.noise import fork
+from vaedist.objectives import Objective
 from vaedist.recipe import Recipe, refuse_other_run
+from vaedist.session import Session
 from vaedist.stop import REQUEUE, SAVE, STOP, Requests, Stop, StoppedError, ask_again
 from vaedist.tracker import Tracker, open_tracker, refuse_second
 from vaedist.watch import TorchError, Watch, fitting
@@ -66,7 +66,7 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
             console.say(f"{recipe.run}: resumed at step {progress.step}")
     refuse_disagreement(recipe, progress, data, world)
     if progress.step >= steps:
-        console.say(complete(recipe, progress.step))
+        console.say(complete(recipe.run, progress.step))
         return objective
     if accumulate > 1 and objective.vae.couples_rows:
         console.say("batch normalisation takes the statistics of a micro-batch: train.accumulate changes this run")
@@ -79,39 +79,51 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
         device=backend.device,
     )
     tracker = on_all_ranks(world, lambda: start_tracking(recipe, backend, data, console, progress.step))
-    speed = Speed(stream, progress.seen)
     writer = Writer(checkpoints, recipe.checkpoint.required, console.say)
-    watch = Watch(recipe.debug, recipe.run, accumulate, progress, world, backend.device, console.say)
+    loop(Session(
+        [recipe], backend, data, objective, model, progress, meters, stream, tracker, writer, console
+    ), stop)  # fmt: skip
+    return objective
+
+
+def loop(session: Session, stop: Stop) -> None:
+    """Trains from `session.progress` to the last step; see `train` for what it raises."""
+    recipe, backend, data, objective = session.recipes[0], session.backend, session.data, session.objective
+    progress, meters, stream, tracker = session.progress, session.meters, session.stream, session.tracker
+    writer, console, world, steps = session.writer, session.console, backend.world, recipe.train.steps
+    runs = [each.run for each in session.recipes]
+    speed = Speed(stream, progress.seen)
+    watch = Watch(recipe.debug, recipe.run, session.smaller, progress, world, backend.device, console.say)
     console.start(steps, progress.step)
     vote, asked = backend.vote(recipe.train.timeout), 0
-    requests = Requests(recipe.run if backend.main else None)
+    requests = Requests(runs if backend.main else [])
     stop.patiently()
     batches = stream.batches(start=progress.seen)
     with closing(batches), closing(console), tracker, writer, watch, named(progress):
         for images in batches:
             last = progress.step + 1 == steps
             due = last or (progress.step + 1) % recipe.track.every == 0
-            micros = list(micro_batches(images, recipe, backend, objective.vae.pixel_range))
+            micros = session.micros(images)
             done = torch.full((), progress.step, dtype=backend.dtype, device=backend.device)
             with torch.no_grad(), backend.autocast():
                 surveyed = objective.survey(micros, done)
                 latents = objective.latents(micros) if due else {}
             for (pixels, noise), survey in zip(micros, surveyed, strict=True):
-                with backend.accumulate(model):
-                    terms = model(pixels, noise, done, survey)
+                with backend.accumulate(session.model):
+                    terms = session.model(pixels, noise, done, survey)
                     backend.backward(terms["loss"])
                     backend.step(progress.step + 1, measured=due)
                 meters.add(terms)
             objective.after_step(meters.end_step())
             progress.step += 1
-            progress.seen += batch
+            progress.seen += stream.batch
             console.step()
 
             step, asked = progress.step, vote(max(stop.asked, requests()))
             save = last or asked or step % recipe.checkpoint.every == 0
             if save or step % recipe.debug.replicas == 0:
                 compare_replicas(step, objective, world)
-            row: dict[str, float] = {}
+            row: dict[str, Any] = {}
             if due:
                 row |= {f"train/{name}": value for name, value in meters.take_means(step).items()}
                 row |= {f"train/{name}": value for name, value in backend.overflows(step).items()}
@@ -120,9 +132,7 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
                 row |= speed.measure(progress.seen) | watch.memory()
             if last or step % recipe.evaluate.every == 0:
                 meters.reduce(step)  # a model that has diverged is not worth a look
-                backend.observe()
-                subject = Subject(recipe.evaluate, backend.observed, data, world, backend, step)
-                numbers, pictures = evaluators.run(subject)
+                numbers, pictures = session.look()
                 refuse_nonfinite(step, numbers)
                 row |= {f"eval/{name}": value for name, value in numbers.items()}
                 tracker.pictures(pictures, step=step, seen=progress.seen)
@@ -136,7 +146,7 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
                 meters.reduce(step)
                 # finite terms may have gradients that are not, which the next step's terms would tell too late
                 weights, moments = backend.weights(), backend.moments()
-                read(step, {name: weights[name].abs().max() for name, _ in objective.named_parameters()})
+                read(step, backend.largest(weights))
                 on_all_ranks(world, writer.wait)
                 if backend.main:
                     writer.save(State(
@@ -154,10 +164,11 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
         on_all_ranks(world, writer.close)
         stopped = StoppedError(asked, step) if asked > SAVE and not last else None
         if stopped and stopped.requeue and backend.main:
-            ask_again(recipe.run)  # now: a launcher may not wait for the end of W&B
+            for run in runs:
+                ask_again(run)  # now: a launcher may not wait for the end of W&B
             tracker.preempted()
         if last and backend.main:
-            tracker.complete(newest_first(checkpoints.directory)[0])
+            tracker.complete(step)
         requests.granted(SAVE)
         if last or asked == STOP:  # a STOP that came too late for this vote is one for the job that goes on
             requests.granted(STOP)
@@ -166,10 +177,10 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
         console.say(f"{recipe.run}: {stopped}")
         world.everyone(None)  # launchers end all when one process has ended
         raise stopped
-    if pictures and backend.main:
-        curves.write(recipe.run)
-    console.say(complete(recipe, steps))
-    return objective
+    for run in runs:
+        if pictures and backend.main:
+            curves.write(run)
+        console.say(complete(run, steps))
 
 
 @contextmanager
@@ -187,12 +198,8 @@ def open_run(
     recipe: Recipe, backend: Backend, checkpoints: Checkpoints, console: Console
 ) -> tuple[Dataset, Objective, Snapshot | None]:
     """The data set, the untrained objective, and the newest checkpoint if it is of this very run."""
-    torch.manual_seed(fork(recipe.seed, "weights"))
-    library, world = recipe.data.find(console.say), backend.world
-    shape = (library.manifest.channels, recipe.data.size, recipe.data.size)
-    images = library.manifest.split("train").count * (2 if recipe.data.flip else 1)  # a mirrored image is another one
-    objective = recipe.objective.build(recipe.model.build(shape, world), world, images)
-    objective.require_batch(recipe.train.batch)
+    library = recipe.data.find(console.say)
+    objective = untrained(recipe, library.manifest, backend.world)
     recipe.evaluate.require(library.manifest, objective.vae.latent)
     snapshot = checkpoints.newest(console.say)
     if snapshot is not None:
@@ -206,6 +213,16 @@ def open_run(
         quiet=not backend.main,
     )
     return data, objective, snapshot
+
+
+def untrained(recipe: Recipe, manifest: Manifest, world: World) -> Objective:
+    """The run's objective as its seed begins it."""
+    torch.manual_seed(fork(recipe.seed, "weights"))
+    shape = (manifest.channels, recipe.data.size, recipe.data.size)
+    images = manifest.split("train").count * (2 if recipe.data.flip else 1)  # a mirrored image is another one
+    objective: Objective = recipe.objective.build(recipe.model.build(shape, world), world, images)
+    objective.require_batch(recipe.train.batch)
+    return objective
 
 
 def refuse_disagreement(recipe: Recipe, progress: Progress, data: Dataset, world: World) -> None:
@@ -246,20 +263,10 @@ def start_tracking(recipe: Recipe, backend: Backend, data: Dataset, console: Con
     return tracker
 
 
-def complete(recipe: Recipe, step: int) -> str:
+def complete(run: Path, step: int) -> str:
     """The last line of a run."""
-    pictures = recipe.run / "pictures" / f"step-{step:08d}"
-    return f"{recipe.run}: complete at step {step}" + (f"; pictures in {pictures}" if pictures.exists() else "")
-
-
-def micro_batches(batch: Batch, recipe: Recipe, backend: Backend, pixel_range: tuple[float, float]) -> Iterator[Micro]:
-    """The images of a step as the model sees them, flipped where the sample's own coin says so."""
-    for images, positions in zip(batch.images.unbind(1), batch.positions, strict=True):
-        noise = Noise(recipe.seed, positions)
-        if recipe.data.flip:
-            coins = [noise.fork(f"stream {k}").chance("flip", 1, 0.5)[:, 0] for k in range(len(images))]
-            images = flip(images, torch.stack(coins))
-        yield to_float(images, backend.dtype, pixel_range), noise
+    pictures = run / "pictures" / f"step-{step:08d}"
+    return f"{run}: complete at step {step}" + (f"; pictures in {pictures}" if pictures.exists() else "")
 
 
 def on_all_ranks(world: World, work: Callable[[], T]) -> T:

@@ -24,6 +24,7 @@ SUMMARIZED = "eval/", "train/"  # with minimum, maximum and last value
 LONGEST = 64, 128  # characters that W&B allows a tag, and a name or group
 Attempt = Literal["online", "offline"]
 Job = Literal["train", "eval"]
+_open: list[Any] = []  # the runs that W&B's process still writes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +118,10 @@ class Wandb:
                 self.pictures(directory, step, seen)
             self.log(row)
 
-    def checkpoint(self, path: Path) -> None:
-        """The directory of a checkpoint as an artifact made from that of the data set, if they are asked for."""
+    def checkpoint(self, step: int) -> None:
+        """The checkpoint of a step as an artifact made from that of the data set, if they are asked for."""
         if self._about.artifacts:
+            path = self._about.place / "checkpoints" / f"step-{step:08d}"
             self._attempt(lambda run: self._upload(run, path))
 
     def _upload(self, run: Any, path: Path) -> None:
@@ -141,7 +143,13 @@ class Wandb:
 
     def close(self, failed: bool) -> None:
         self._attempt(lambda run: run.finish(exit_code=int(failed or self._preempted)))
-        _end_process()  # which still writes to the run's file when finish returns
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._run in _open:
+            _open.remove(self._run)
+        self._run = None
+        _end_process()  # which still writes to a run's file when finish returns
 
     def _attempt(self, act: Callable[[Any], Any]) -> None:
         if self._run is None:
@@ -149,9 +157,8 @@ class Wandb:
         try:
             act(self._run)
         except _failures() as error:
-            self._run = None
             self._announce(f"W&B: lost ({_reason(error)}); the run goes on, metrics.jsonl has everything")
-            _end_process()
+            self._leave()
 
 
 def open_wandb(mode: str, about: About, announce: Callable[[str], None]) -> Wandb | None:
@@ -172,6 +179,7 @@ def open_wandb(mode: str, about: About, announce: Callable[[str], None]) -> Wand
                 shutil.rmtree(path, ignore_errors=True)
         where = run.url if attempt == "online" else f"{why}; upload: wandb sync {_quoted(about)}/offline-run-*"
         announce(f"W&B: {attempt}, {where}")
+        _open.append(run)
         return Wandb(run, about, has, announce)
     announce(f"W&B: off, {why}")
     return None
@@ -210,6 +218,7 @@ def _start(mode: Attempt, about: About) -> Any:
         notes=about.notes,
         config=dict(about.config),
         settings=wandb.Settings(
+            reinit="create_new",  # beside those of other replicas
             console="off",
             silent=True,
             init_timeout=PATIENCE,
@@ -249,9 +258,14 @@ def _failures(*more: type[Exception]) -> tuple[type[Exception], ...]:
 
 
 def _end_process() -> None:
-    """Waits for W&B's process to end; left to the interpreter's exit, one that died would leave a traceback."""
+    """Waits for W&B's process to end, unless other runs need it.
+
+    Left to the interpreter's exit, one that died would leave a traceback.
+    """
     import wandb
 
+    if _open:
+        return
     with suppress(*_failures()):
         wandb.teardown()
 

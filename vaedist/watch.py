@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
+from traceback import format_tb
 from types import TracebackType
 from typing import Any
 
@@ -36,7 +37,7 @@ class Watch:
 
     config: Config
     run: Path
-    accumulate: int
+    smaller: str  # what makes the same run of less memory
     progress: Progress
     world: World
     device: torch.device
@@ -47,7 +48,7 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         with ExitStack() as switches:
-            switches.enter_context(explained(self.progress, self.accumulate))
+            switches.enter_context(explained(self.progress, self.smaller))
             if self.config.deterministic:
                 switches.enter_context(deterministic())
             if self.config.anomaly:
@@ -132,7 +133,7 @@ def anomalies(progress: Progress) -> Iterator[None]:
 
 
 @contextmanager
-def explained(progress: Progress, accumulate: int) -> Iterator[None]:
+def explained(progress: Progress, smaller: str) -> Iterator[None]:
     """Raises TorchError in the place of torch's own errors that a user can do something about."""
     try:
         yield
@@ -140,12 +141,11 @@ def explained(progress: Progress, accumulate: int) -> Iterator[None]:
         text = str(error)
         operation, lacks, _ = text.partition(" does not have a deterministic implementation")
         if full := lack(error):
-            line = (
-                f"{full}; train.accumulate={2 * accumulate}, now {accumulate}, makes the same run of half as many "
-                "images at a time, and evaluations take less with a smaller evaluate.batch"
-            )
+            line = f"{full}; {smaller}, and evaluations take less with a smaller evaluate.batch"
         elif lacks:
             line = f"{operation}{lacks} on this device; debug.deterministic=false allows it"
+        elif text.startswith("vmap:"):
+            line = f"train.replicas: {text.splitlines()[0]}{at(''.join(format_tb(error.__traceback__)))}"
         elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             said = " ".join(takewhile(lambda line: line.strip() and not line[0].isspace(), text.splitlines()))
             line = f"train.compile: {said}{at(text)}; train.compile=false trains the same"

@@ -132,7 +132,7 @@ class World:
         """
         accumulate, local, latent = z.shape
         first = noise.positions[0, 0] - self.rank * local  # the position of the step's first row
-        everyone = Noise(noise.seed, first + torch.arange(accumulate * self.size * local, device=z.device))
+        everyone = noise.at(first + torch.arange(accumulate * self.size * local, device=z.device))
         order = everyone.bits("permute_dims", latent).argsort(dim=0, stable=True)
         permuted = self.step_rows(z).gather(0, order)
         return permuted.unflatten(0, (accumulate, self.size, local))[:, self.rank]

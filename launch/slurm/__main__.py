@@ -60,13 +60,13 @@ def _check(arguments: Sequence[str]) -> None:
     asked, words = parser.parse_known_args(arguments)
     shared, sweep = written(asked.sweep)
     words = check.chosen(check.runs_of([*shared, *words], sweep))
-    recipe = check.recipe_of(words)
+    recipes = check.recipes_of(words)
     processes = int(os.environ["NODES"]) * int(os.environ["PROCESSES"])
-    check.check(recipe, processes, lambda line: print(line, file=sys.stderr))
-    words = check.settled(words, recipe)
+    check.check(recipes, processes, lambda line: print(line, file=sys.stderr))
+    words = check.settled(words, recipes)
     if stage := os.environ.get("STAGE"):
-        words = check.staged(words, recipe, stage)
-    print(recipe.run, check.free_port(int(os.environ["SLURM_JOB_ID"])), *words, sep="\n")
+        words = check.staged(words, recipes[0], stage)
+    print(recipes[0].run, check.free_port(int(os.environ["SLURM_JOB_ID"])), *words, sep="\n")
 
 
 def _say(line: str) -> None:
@@ -102,12 +102,13 @@ def _submit(arguments: Sequence[str]) -> None:
     from launch.slurm import check  # with torch
 
     processes = asked.nodes * (asked.gpus or int(os.environ.get("PROCESSES", "1")))
-    recipes = [check.recipe_of(run) for run in check.runs_of(words, sweep)]
-    runs = [recipe.run for recipe in recipes]
-    if len(set(runs)) < len(runs):
+    tasks = [check.recipes_of(run) for run in check.runs_of(words, sweep)]
+    runs = [recipes[0].run for recipes in tasks]  # of replicas the first has the job's files
+    every = [recipe.run for recipes in tasks for recipe in recipes]
+    if len(set(every)) < len(every):
         raise ConfigError("command line: two runs of this sweep are the same run: leave run= and repeated values out")
-    for number, recipe in enumerate(recipes):
-        check.check(recipe, processes, _say if number == 0 else lambda line: None)  # they differ in a word or two
+    for number, recipes in enumerate(tasks):
+        check.check(recipes, processes, _say if number == 0 else lambda line: None)  # they differ in a word or two
 
     array = len(runs) > 1
     place = runs[0].parent if array else runs[0]
@@ -124,12 +125,12 @@ def _submit(arguments: Sequence[str]) -> None:
         return
     place.mkdir(parents=True, exist_ok=True)
     submitted = jobs.submit(options, script, given)
-    for task, run in enumerate(runs):
+    for task, (first, recipes) in enumerate(zip(runs, tasks, strict=True)):
         name = f"{submitted}_{task}" if array else submitted
         log = Path(str(pattern).replace("%A_%a", name).replace("%j", name))
-        Job(name, log).write(run)
-        _say(f"{run}: job {name}, log {log}")
-        if asked.evaluate:
+        Job(name, log).write(first)
+        _say(f"{first}: job {name}, log {log}")
+        for run in [recipe.run for recipe in recipes] if asked.evaluate else []:
             after = jobs.submit(
                 [f"--dependency=afterok:{name}", f"--output={run.absolute()}/evaluate-%j.log", *own],
                 SCRIPTS / "evaluate.sbatch",

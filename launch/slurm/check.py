@@ -1,5 +1,6 @@
 """What can be known to be wrong with a job before its processes start, said in seconds and before GPUs wait for it."""
 
+import json
 import os
 import shutil
 import socket
@@ -11,7 +12,7 @@ from shards.manifest import NAME
 from shards.reading.library import Library
 from shards.remote.fetch import is_remote
 from vaedist.config import ConfigError
-from vaedist.recipe import Recipe, load
+from vaedist.recipe import Recipe, load_all
 from vaedist.tracker import foreseen, refuse_second
 from vaedist.world import World
 
@@ -29,26 +30,30 @@ def runs_of(words: Sequence[str], sweep: Sequence[str]) -> list[list[str]]:
     return [[*words, *chosen, *together] for chosen in runs]
 
 
-def recipe_of(words: Sequence[str]) -> Recipe:
-    """Raises ConfigError, also for what no job can do."""
-    recipe, dry_run = load(words)
+def recipes_of(words: Sequence[str]) -> list[Recipe]:
+    """The recipe of a job's run, or of each of its replicas. Raises ConfigError, also for what no job can do."""
+    recipes, dry_run = load_all(words)
     if dry_run:
         raise ConfigError("command line: dry_run=true prints a recipe: give it to vaedist/train.py, or --dry-run here")
-    return recipe
+    return recipes
 
 
-def check(recipe: Recipe, processes: int, announce: Announce) -> None:
-    """Raises one of the trainer's USER_ERRORS if this run cannot start on so many processes."""
+def check(recipes: Sequence[Recipe], processes: int, announce: Announce) -> None:
+    """Raises one of the trainer's USER_ERRORS if this job cannot start on so many processes."""
+    recipe = recipes[0]  # replicas differ in a number or two
+    if len(recipes) > 1 and processes > 1:
+        raise ConfigError(f"train.replicas={len(recipes)} is for one process, not {processes}: ask for one GPU")
     recipe.train.local(processes)
-    refuse_second(recipe.run)
+    for each in recipes:
+        refuse_second(each.run)
     if recipe.data.draw and not (Path(recipe.data.shards) / NAME).exists():
         announce(f"{recipe.data.shards}: {recipe.data.draw:,} faces will be drawn by the job")
     else:
-        _check_data(recipe, announce)
+        _check_data(recipe, len(recipes), announce)
     announce(f"W&B: {foreseen(recipe.track)}")
 
 
-def _check_data(recipe: Recipe, announce: Announce) -> None:
+def _check_data(recipe: Recipe, runs: int, announce: Announce) -> None:
     library = recipe.data.find(announce)
     for split, found in library.manifest.splits.items():
         if not library.is_fetched(split):
@@ -56,17 +61,17 @@ def _check_data(recipe: Recipe, announce: Announce) -> None:
                 library.path(split, number)  # that it is there, and as long as it must be
     announce(f"{library.location}: {library.manifest.split('train').count:,} images to train on")
     recipe.evaluate.require(library.manifest, recipe.model.latent)
-    _check_room(recipe, library, announce)
+    _check_room(recipe, runs, library, announce)
 
 
-def _check_room(recipe: Recipe, library: Library, announce: Announce) -> None:
-    """Raises ConfigError where the checkpoints of a run have no room beside one another."""
+def _check_room(recipe: Recipe, runs: int, library: Library, announce: Announce) -> None:
+    """Raises ConfigError where the checkpoints of so many runs have no room beside one another."""
     shape = (library.manifest.channels, recipe.data.size, recipe.data.size)
     objective = recipe.objective.build(
         recipe.model.build(shape, World()), World(), library.manifest.split("train").count
     )
     weights = sum(weight.numel() for weight in objective.parameters())
-    copies = recipe.checkpoint.keep + 1  # a new one is whole before an old one goes
+    copies = runs * (recipe.checkpoint.keep + 1)  # a new one is whole before an old one goes
     need = copies * 4 * weights * (MOMENTS + (recipe.train.ema is not None)) + SPARE
     above = next(path for path in (recipe.run.absolute(), *recipe.run.absolute().parents) if path.exists())
     free = shutil.disk_usage(above).free
@@ -87,9 +92,13 @@ def staged(words: Sequence[str], recipe: Recipe, stage: str) -> list[str]:
     return [*kept, f"data.shards={shards}", f"data.cache={stage}"]
 
 
-def settled(words: Sequence[str], recipe: Recipe) -> list[str]:
-    """The words with the run directory among them: those that are added later are to change nothing about it."""
-    return [*(word for word in words if not word.startswith("run=")), f"run={recipe.run}"]
+def settled(words: Sequence[str], recipes: Sequence[Recipe]) -> list[str]:
+    """The words with the run directories among them: those that are added later are to change nothing about them."""
+    runs = [str(recipe.run) for recipe in recipes]
+    return [
+        *(word for word in words if not word.startswith("run=")),
+        f"run={runs[0] if len(runs) == 1 else json.dumps(runs)}",
+    ]
 
 
 def free_port(job: int) -> int:

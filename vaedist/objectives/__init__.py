@@ -141,7 +141,7 @@ class Objective(nn.Module):
         """This rank's rows of all micro-batches."""
         found = [self.posterior(images[0], noise) for images, noise in micros]
         positions = torch.cat([noise.positions for _, noise in micros])
-        return type(found[0])(*map(torch.cat, zip(*found, strict=True))), Noise(micros[0][1].seed, positions)
+        return type(found[0])(*map(torch.cat, zip(*found, strict=True))), micros[0][1].at(positions)
 
     def _regularizer(self, q: Posterior, noise: Noise, step: Tensor) -> dict[str, Tensor]:
         """In the posterior's own precision: half of it would ruin sums over pairs."""

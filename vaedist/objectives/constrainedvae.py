@@ -74,8 +74,9 @@ class ConstrainedVAE(objectives.Objective):
     def after_step(self, terms: dict[str, Tensor]) -> None:
         excess = self.world.mean(terms[self.constrained]) - self.bound
         if self.constrained == "kl":
-            self.multiplier.add_(self.rate * excess).clamp_(min=0)
+            self.multiplier.copy_((self.multiplier + self.rate * excess).clamp(min=0))
         else:
             average = excess.lerp(self.average.to(excess), SMOOTHING)
             self.average.copy_(torch.where(self.average.isnan(), excess, average))
-            self.multiplier.mul_(torch.exp(self.rate * self.average)).clamp_(*LIMITS)  # of infinity too
+            ascended = self.multiplier * torch.exp(self.rate * self.average)
+            self.multiplier.copy_(ascended.clamp(*LIMITS))  # of infinity too

@@ -63,7 +63,7 @@ class FactorVAE(objectives.Objective):
         """Samples of the product of marginals for all rows of the step: the second batch's z, permuted over it all."""
         z = torch.stack([self.posterior(images[1], noise.fork("second batch")).z for images, noise in micros])
         positions = torch.stack([noise.positions for _, noise in micros])
-        return self.world.permute_dims(z, Noise(micros[0][1].seed, positions)).unbind()
+        return self.world.permute_dims(z, micros[0][1].at(positions)).unbind()
 
     def forward(self, images: Tensor, noise: Noise, step: Tensor, surveyed: Any) -> dict[str, Tensor]:
         q = self.posterior(images[0], noise)
