@@ -8,6 +8,11 @@ from vaedist.noise import Noise
 from vaedist.world import World
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """Images [..., C, H, W] whose channels come last in memory; as torch.channels_last, which vmap does not know."""
+    return x.movedim(-3, -1).contiguous().movedim(-1, -3)
+
+
 class Sequential(nn.Sequential):
     """nn.Sequential that hands the rows' noise to the layers that draw some, and lays out images channels last.
 
@@ -17,7 +22,7 @@ class Sequential(nn.Sequential):
     def forward(self, x: Tensor, noise: Noise) -> Tensor:  # type: ignore[override]
         for layer in self:
             if x.ndim == 4:
-                x = x.contiguous(memory_format=torch.channels_last)
+                x = channels_last(x)
             x = layer(x, noise) if isinstance(layer, Dropout) else layer(x)
         return x
 
