@@ -53,7 +53,7 @@ class Results(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **kwargs or {})
-        if function is torch.ops.aten.clone.default:  # another layout in memory, the same numbers
+        if function.is_view or function is torch.ops.aten.clone.default:  # another layout in memory, the same numbers
             return result
         for tensor in result if isinstance(result, tuple | list) else [result]:
             if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():

@@ -18,6 +18,7 @@ from vaedist.world import World
 
 Announce = Callable[[str], None]
 PORTS = range(20_000, 32_000)  # below those that a system gives to whoever asks for any
+APART = 4_999  # has no factor in common with their number: whose port is taken does not take that of the next job
 MOMENTS = 3  # numbers of a checkpoint for each weight: itself and Adam's two
 SPARE = 2**28  # bytes for metrics, pictures and W&B
 
@@ -104,7 +105,7 @@ def settled(words: Sequence[str], recipes: Sequence[Recipe]) -> list[str]:
 def free_port(job: int) -> int:
     """A port of this host that nobody listens on, another one for each job that starts here."""
     for number in range(len(PORTS)):
-        port = PORTS[(job + number) % len(PORTS)]
+        port = PORTS[(job + number * APART) % len(PORTS)]
         with socket.socket() as probe:
             try:
                 probe.bind(("", port))
