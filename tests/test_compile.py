@@ -62,6 +62,7 @@ def test_compiled_noise_is_the_same_bit_for_bit():
 
 
 @compiles
+@pytest.mark.slow
 def test_a_run_compiled_half_way_reaches_the_golden_losses_and_goes_on_without(data, tmp_path):
     """Evaluated with another batch, on images that do not fill it."""
     for steps, compiled in ((4, "false"), (8, "true"), (12, "false")):
