@@ -37,7 +37,7 @@ LOCALS = (16, 64, 256, 1024, 4096)
 NODE = 8  # GPUs
 # Of a training step of 64 x 64 x 3 pixels through conv64, a stream of images (one more for FactorVAE's second batch)
 FLOP = {"vae": 0.107e9, "factorvae": 0.206e9, "betatcvae": 0.107e9}  # an image, by torch.utils.flop_counter
-OPERATIONS = {"vae": 126, "factorvae": 245, "betatcvae": 227}
+OPERATIONS = {"vae": 148, "factorvae": 269, "betatcvae": 249}
 GRADIENTS = {"vae": 3_065_180, "factorvae": 23_137_188, "betatcvae": 3_065_180}  # bytes
 GATHERED = {"vae": (), "factorvae": (40,), "betatcvae": (128, 80)}  # bytes a row of each gather or its gradient
 FLOPS = 67e12 / 2  # H100 SXM, float32, NVIDIA's data sheet; half of it: assumed
