@@ -10,6 +10,7 @@ import estimators
 import pytest
 from estimators import ESTIMATES, IMAGES, LATENT, estimate, limit, summary
 
+pytestmark = pytest.mark.slow  # a minute of samples; tests/test_aggregate.py has the estimates in closed form
 TC, SLOPE, MI, DWKL = range(4)
 Number = tuple[float, float]  # and its standard error
 
