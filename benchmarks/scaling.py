@@ -131,7 +131,7 @@ def measure(objective: str, turns: int, folder: str) -> Iterator[str]:
         for number in range(size):
             ours, theirs = context.Pipe()
             pipes[size].append(ours)
-            arguments = (number, size, objective, os.path.join(folder, str(size)), theirs)  # noqa: PTH118
+            arguments = (number, size, objective, f"{folder}/{size}", theirs)
             processes.append(context.Process(target=rank, args=arguments))
             processes[-1].start()
 

@@ -136,9 +136,9 @@ def main() -> None:
     parser.add_argument("--cores", type=int, help="that each program may use; all without it")
     parser.add_argument("--shards", help="a packed set of JPEGs; without it that of recipe=quickstart")
     told = parser.parse_args()
-    library = load([f"data.shards={told.shards}", "data.draw=0"] if told.shards else ["recipe=quickstart"])[
-        0
-    ].data.find(print)
+    packed = [f"data.shards={told.shards}", "data.draw=0"] if told.shards else []
+    recipe, _ = load(["recipe=quickstart", *packed])
+    library = recipe.data.find(print)
     modes = list(dict.fromkeys([*told.modes, "plain"]))
     with tempfile.TemporaryDirectory() as temporary:
         files = extract(library, Path(temporary) / "files")

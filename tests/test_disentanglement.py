@@ -352,6 +352,13 @@ def test_what_a_metric_lacks_is_said_at_the_start_of_a_run(latents, images, vary
         _ground_truth.require(Config(names=("mig",), images=images), manifest, latents)
 
 
+def test_every_metric_is_asked_at_the_start_of_a_run():
+    bare = subject(noise(4)).data.manifest
+    for name in ("factorvae_metric", "betavae_metric", "mig", "dci", "sap", "modularity", "irs", "infomec"):
+        with pytest.raises(ConfigError, match="has neither: leave it out"):
+            Config(names=(name,)).require(bare, 4)
+
+
 def test_the_evaluators_give_a_finite_number_under_each_name(of_noise):
     labels = np.random.default_rng(6).integers(2, size=(80, 3))
     looked_at = subject(noise(4, 80), attributes=("a", "b", "c"), array={"labels": labels.astype(np.uint8)})

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from vaedist.layers import channels_last
+
 
 def to_float(images: Tensor, dtype: torch.dtype, pixel_range: tuple[float, float]) -> Tensor:
     """uint8 [..., C, H, W] to `dtype`, same shape: 0 becomes the low end of `pixel_range`, 255 its high end.
@@ -10,7 +12,7 @@ def to_float(images: Tensor, dtype: torch.dtype, pixel_range: tuple[float, float
     In memory the channels come last, as the networks want them.
     """
     low, high = pixel_range
-    return low + images.movedim(-3, -1).contiguous().movedim(-1, -3).to(dtype) * ((high - low) / 255)
+    return low + channels_last(images).to(dtype) * ((high - low) / 255)
 
 
 def flip(images: Tensor, bits: Tensor) -> Tensor:

@@ -117,8 +117,18 @@ def require(config: Config, manifest: Manifest, latents: int) -> None:
             f"evaluate.names: a disentanglement metric needs the factors or attributes of the images, and "
             f"{manifest.directory} has neither: leave it out"
         )
+    _without_codes(config, manifest, latents)
+
+
+def require_split(config: Config, manifest: Manifest, latents: int) -> None:
+    """The same where some images are fitted to and others scored."""
+    require(config, manifest, latents)
+    _without_codes(config, manifest, latents).split()
+
+
+def _without_codes(config: Config, manifest: Manifest, latents: int) -> GroundTruth:
     values, continuous = made_of(manifest, config.images)
-    known(np.zeros((len(values), latents)), values, continuous).split()
+    return known(np.zeros((len(values), latents)), values, continuous)
 
 
 def ground_truth(subject: Subject) -> GroundTruth:

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from vaedist.evaluators import Subject
-from vaedist.evaluators._ground_truth import GroundTruth, each_factor, ground_truth
-from vaedist.evaluators._ground_truth import require as require  # at the start of a run
+from vaedist.evaluators._ground_truth import GroundTruth, each_factor, ground_truth, require_split
 from vaedist.world import World
+
+require = require_split  # asked at the start of a run
 
 
 def run(subject: Subject) -> Iterator[tuple[str, float]]:
