@@ -4,16 +4,18 @@
     ./run python benchmarks/step.py --cores 1 --batches 64 --precisions fp32 --turns 15   what a CPU does in minutes
 
 All take turns, each in a process of its own. `reference` is `reference.py` with its DataLoader over image files and its
-`.item()`; `plain` its step alone, on images that are there; `eager` and `compiled` are the loop of `vaedist.trainer`
-itself, on the packed set. A time is the median of the turns, `x plain` the median of the turns' ratios of plain's time
-to the one before it, with their quartiles. Host: until the calls had returned to a host with a GPU; without one the CPU
-time of threads and workers, which other programs change least: with `--cores 1` the number to look at. Launches: what a
-GPU is given to do in a step; on a CPU operations. MB: of tensors on a GPU, at the peak; else of the process beyond its
-beginning. The floors, of the plain step: see `floors.py`.
+`.item()`; `plain` its step alone, on images that are there; the others are the loop of `vaedist.trainer` itself, on the
+packed set: `captured` as it is on a GPU, `eager` and `compiled` kernel by kernel, as on a CPU. A time is the median of
+the turns, `x plain` the median of the turns' ratios of plain's time to the one before it, with their quartiles. Host:
+until the calls had returned to a host with a GPU; without one the CPU time of threads and workers, which other programs
+change least: with `--cores 1` the number to look at. Launches: what a GPU is given to do in a step; on a CPU
+operations. MB: of tensors on a GPU, at the peak; else of the process beyond its beginning. The floors, of the plain
+step: see `floors.py`.
 """
 
 import argparse
 import itertools
+import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
@@ -32,14 +34,21 @@ from turns import Candidate, Program, Turn, restrict
 from shards.reading.library import Library
 from vaedist.backend import Backend
 from vaedist.console import Console
+from vaedist.graph import WARM
 from vaedist.recipe import load
 from vaedist.stop import Stop
 from vaedist.trainer import train
 
-OURS = {"eager": (), "compiled": ("train.compile=true",)}  # mode -> what it says beyond the recipe
+OURS = {  # mode -> what it says beyond the recipe
+    "eager": ("train.capture=false",),
+    "compiled": ("train.capture=false", "train.compile=true"),
+}
+CAPTURED: dict[str, tuple[str, ...]] = {"captured": (), "compiled, captured": ("train.compile=true",)}
 NEVER = [f"{key}=1_000_000_000" for key in ("track.every", "evaluate.every", "checkpoint.every", "debug.replicas")]
 PRECISIONS = {"fp32": (), "tf32": ("train.tf32=true",), "bf16": ("train.precision=bf16",)}
 SECONDS = 0.5  # of a turn, or one step
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a question that leaves the GPU to those who are forked
+MODES = ["reference", "plain", *OURS, *(CAPTURED if torch.cuda.is_available() else ())]
 
 
 @dataclass(frozen=True)
@@ -89,10 +98,10 @@ class Case:
 def compare(case: Case, modes: list[str], turns: int, cores: int | None) -> Iterator[str]:
     """The rows of a table."""
     programs: dict[str, Program] = {"reference": case.reference, "plain": case.plain}
-    programs |= {mode: case.ours(*more) for mode, more in OURS.items()}
+    programs |= {mode: case.ours(*more) for mode, more in (OURS | CAPTURED).items()}
     candidates = {mode: Candidate(programs[mode], cores) for mode in modes}
     for candidate in candidates.values():
-        candidate.turn(2)
+        candidate.turn(WARM + 2)
     steps = {mode: max(1, round(SECONDS / candidate.turn(1).wall)) for mode, candidate in candidates.items()}
     found: dict[str, list[Turn]] = {mode: [] for mode in modes}
     for _ in range(turns):
@@ -131,7 +140,7 @@ def main() -> None:
     parser.add_argument("--objectives", nargs="+", default=["vae", "factorvae", "betatcvae"])
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS)
     parser.add_argument("--batches", nargs="+", type=int, default=[64, 256, 1024, 4096])
-    parser.add_argument("--modes", nargs="+", default=["reference", "plain", *OURS], help="`plain` is always there")
+    parser.add_argument("--modes", nargs="+", default=MODES, help="of which `plain` is always there")
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--cores", type=int, help="that each program may use; all without it")
     parser.add_argument("--shards", help="a packed set of JPEGs; without it that of recipe=quickstart")

@@ -73,7 +73,7 @@ def tensors(tree: Any) -> list[torch.Tensor]:
 def count(objective: str, data: Path, run: Path, between: Callable[[int], None] = lambda step: None) -> dict[str, Any]:
     """Work and traffic of a step, which are those of the next one; `between` is called after every step."""
     words = [f"recipe={objective}", f"data.shards={data}", f"data.cache={data.parent / 'cache'}", f"run={run}"]
-    recipe, _ = load([*words, "data.crop=null", f"train.batch={BATCH}", "track.wandb=off"])
+    recipe, _ = load([*words, "data.crop=null", f"train.batch={BATCH}", "train.capture=false", "track.wandb=off"])
     mode, ends = Operations(), []
 
     def step(console: Console) -> None:

@@ -6,14 +6,12 @@ import pytest
 import torch
 
 from vaedist.debug import DivergedError
-from vaedist.meters import Meters
+from vaedist.meters import Meters, over_micros
 from vaedist.world import World
 
 
 def add(meters: Meters, *losses: float) -> None:
-    for loss in losses:
-        meters.add({"loss": torch.tensor(loss), "kl": torch.tensor(2 * loss)})
-    meters.end_step()
+    meters.add(over_micros([{"loss": torch.tensor(loss), "kl": torch.tensor(2 * loss)} for loss in losses]))
 
 
 def test_a_line_is_the_mean_over_its_steps_each_the_mean_over_its_micro_batches():

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
@@ -47,6 +47,7 @@ class Config:
     replicas: int = bounded(1, at_least=1)  # runs at once in this process, see `recipe.load_all`
     timeout: float = bounded(600.0, above=0)  # seconds that the ranks wait in a step for one that does not answer
     precision: Precision = "fp32"
+    capture: bool = True  # a step as one CUDA graph
     tf32: bool = False  # products of float32 from inputs of 11 bits, in the tensor cores of a GPU
     compile: bool = False  # what a step differentiates, by torch.compile
     clip: float = bounded(0.0, at_least=0)  # largest norm of all gradients together; 0: any
@@ -178,6 +179,41 @@ class Backend:
     def has_tf32(self) -> bool:
         return self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (8, 0)
 
+    @property
+    def captures(self) -> bool:
+        """Whether steps are to be captured as a CUDA graph; `uncapturable` may say why they cannot be."""
+        return self._config.capture and self.device.type == "cuda"
+
+    @property
+    def uncapturable(self) -> str:
+        """Why a CUDA graph cannot hold a step; nothing where it can."""
+        if self._stage is not None:
+            return "train.engine=deepspeed looks at numbers in between"
+        if self.world.size > 1 and dist.get_backend() != "nccl":
+            return f"the processes share gradients by {dist.get_backend()}, on the CPU"
+        if torch.is_anomaly_enabled():
+            return "debug.anomaly=true looks at every gradient"
+        return ""
+
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """While it is entered, a step may be captured; one that is broken off leaves nothing behind."""
+        made, groups = self._accelerator.step, self._optimizer.param_groups
+        for group in groups:
+            group["capturable"] = True  # Adam asks for the word; fused, it does the same without
+        try:
+            yield
+        except BaseException:
+            self._accelerator.step = made
+            self.forget_gradients()
+            raise
+        finally:
+            for group in groups:
+                group["capturable"] = False
+
+    def forget_gradients(self) -> None:
+        self._optimizer.zero_grad()
+
     def describe(self) -> str:
         processes = "1 process" if self.world.size == 1 else f"{self.world.size} processes"
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
@@ -244,7 +280,7 @@ class Backend:
                 nn.utils.clip_grad_norm_(self._objective.parameters(), self._config.clip)
             self._scaler.step(self._optimizer)
             self._scaler.update()
-            self._optimizer.zero_grad()
+            self.forget_gradients()
         elif self._shares and self._shares.zero.overflow and self._half != torch.float16:
             # DeepSpeed, which has moved the weights in `backward`, goes on without a word
             raise DivergedError(

@@ -25,20 +25,13 @@ class Meters:
 
     world: World
     rows: list[dict[str, Any]] = field(default_factory=list)
-    _micros: list[Tensor] = field(default_factory=list)
     _steps: list[Tensor] = field(default_factory=list)
     _names: tuple[str, ...] = ()
 
     def add(self, terms: dict[str, Tensor]) -> None:
-        """The terms of one micro-batch, scalars; of replicas [replicas]."""
+        """The terms of one step, float64 scalars; of replicas [replicas]."""
         self._names = tuple(terms)
-        self._micros.append(torch.stack([term.detach().double() for term in terms.values()]))
-
-    def end_step(self) -> dict[str, Tensor]:
-        """The means over this rank's rows of the step."""
-        self._steps.append(torch.stack(self._micros).mean(0))
-        self._micros.clear()
-        return dict(zip(self._names, self._steps[-1], strict=True))
+        self._steps.append(torch.stack(list(terms.values())))
 
     def reduce(self, step: int) -> None:
         """Brings `rows` up to `step`, the step just ended; every rank must call it. Raises DivergedError."""
@@ -57,6 +50,12 @@ class Meters:
         self.reduce(step)
         rows, self.rows = self.rows, []
         return {name: mean([row[name] for row in rows]) for name in rows[0]}
+
+
+def over_micros(micros: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The terms of a step, float64: means over its micro-batches, of this rank's rows."""
+    rows = [torch.stack([term.detach().double() for term in terms.values()]) for terms in micros]
+    return dict(zip(micros[0], torch.stack(rows).mean(0), strict=True))
 
 
 def mean(values: Sequence[Any]) -> Any:

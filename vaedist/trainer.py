@@ -6,10 +6,12 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from shards.files import replacing
 from shards.manifest import Manifest, ShardError
@@ -19,10 +21,11 @@ from vaedist.checkpoint import CheckpointError, Checkpoints, Progress, Snapshot,
 from vaedist.config import ConfigError, as_dict, dump
 from vaedist.console import Console
 from vaedist.data import Dataset
-from vaedist.data.stream import Stream
+from vaedist.data.stream import Batch, Stream
 from vaedist.debug import DivergedError, DriftError, compare_replicas, read, refuse_nonfinite
 from vaedist.environment import environment
-from vaedist.meters import Meters, Speed
+from vaedist.graph import Replayed
+from vaedist.meters import Meters, Speed, over_micros
 from vaedist.noise import fork
 from vaedist.objectives import Objective
 from vaedist.recipe import Recipe, refuse_other_run
@@ -100,21 +103,12 @@ def loop(session: Session, stop: Stop) -> None:
     stop.patiently()
     batches = stream.batches(start=progress.seen)
     with closing(batches), closing(console), tracker, writer, watch, named(progress):
-        for images in batches:
+        take = Replayed(partial(take_step, session), backend, console.say)
+        for batch in batches:
             last = progress.step + 1 == steps
             due = last or (progress.step + 1) % recipe.track.every == 0
-            micros = session.micros(images)
-            done = torch.full((), progress.step, dtype=backend.dtype, device=backend.device)
-            with torch.no_grad(), backend.autocast():
-                surveyed = objective.survey(micros, done)
-                latents = objective.latents(micros) if due else {}
-            for (pixels, noise), survey in zip(micros, surveyed, strict=True):
-                with backend.accumulate(session.model):
-                    terms = session.model(pixels, noise, done, survey)
-                    backend.backward(terms["loss"])
-                    backend.step(progress.step + 1, measured=due)
-                meters.add(terms)
-            objective.after_step(meters.end_step())
+            terms, latents = take(batch, progress.step, due)
+            meters.add(terms)
             progress.step += 1
             progress.seen += stream.batch
             console.step()
@@ -181,6 +175,30 @@ def loop(session: Session, stop: Stop) -> None:
         if pictures and backend.main:
             curves.write(run)
         console.say(complete(run, steps))
+
+
+def take_step(
+    session: Session, batch: Batch, done: Tensor, measured: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """One optimiser step: its terms, of this rank's rows, and where it is measured what its latents are like.
+
+    done: how many steps were made before. It reads no number from the device, and everything that it computes follows
+    from weights, moments, `batch` and `done`.
+    """
+    backend, objective = session.backend, session.objective
+    micros, found = session.micros(batch), []
+    with torch.no_grad(), backend.autocast():
+        surveyed = objective.survey(micros, done)
+        latents = objective.latents(micros) if measured else {}
+    for (pixels, noise), survey in zip(micros, surveyed, strict=True):
+        with backend.accumulate(session.model):
+            terms = session.model(pixels, noise, done, survey)
+            backend.backward(terms["loss"])
+            backend.step(session.progress.step + 1, measured)
+        found.append(terms)
+    means = over_micros(found)
+    objective.after_step(means)
+    return means, latents
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vaedist.data.order import Ids, Order
-from vaedist.data.store import Store
+from vaedist.data.store import DeviceStore, Store
 
 DEPTH = 3  # batches fetched ahead: one that is ready, one being copied to the device, one being gathered
 PLANNED = 16  # steps whose ids are taken at once: between two gathers the code for it is no longer in the CPU's cache
@@ -24,8 +24,14 @@ PLANNED = 16  # steps whose ids are taken at once: between two gathers the code 
 class Batch:
     """What one rank needs for one optimizer step, on its device."""
 
-    images: Tensor  # uint8 [streams, accumulate, local, channels, size, size]
+    rows: Tensor  # images, uint8 [streams, accumulate, local, channels, size, size], or ids of those in `store`
     positions: Tensor  # int64 [accumulate, local]: where each image stands in its stream
+    store: DeviceStore | None = None  # of a GPU; its ids are int64 [streams, accumulate, local]
+
+    @property
+    def images(self) -> Tensor:
+        """uint8 [streams, accumulate, local, channels, size, size]"""
+        return self.rows if self.store is None else self.store.take(self.rows)
 
 
 class Stream:
@@ -153,7 +159,7 @@ class _Loader:
 
 
 class _CudaLoader(_Loader):
-    """Gathers on the device, or into a ring of pinned buffers that are copied there, on a stream of its own."""
+    """Copies ids of images on the device, or images by a ring of pinned buffers, on a stream of its own."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -162,10 +168,10 @@ class _CudaLoader(_Loader):
 
     def load(self, store: Store, ids: Ids, positions: Ids) -> _Loaded:
         with torch.cuda.stream(self.side):  # also makes its device this thread's, for the pinned memory and the copies
-            if store.device.type == "cuda":
-                images = store.gather(ids.ravel()).unflatten(0, ids.shape)
-                places = torch.from_numpy(positions).pin_memory().to(self.side.device, non_blocking=True)
-                return _Loaded(Batch(images, places), self.side.record_event())
+            if isinstance(store, DeviceStore):
+                both = torch.from_numpy(np.concatenate([ids, positions[None]])).pin_memory()
+                both = both.to(self.side.device, non_blocking=True)
+                return _Loaded(Batch(both[:-1], both[-1], store), self.side.record_event())
             if len(self.ring) < DEPTH:
                 pinned = torch.empty((*ids.shape, *store.shape), dtype=torch.uint8, pin_memory=True)
                 where = torch.empty(positions.shape, dtype=torch.int64, pin_memory=True)
@@ -183,7 +189,7 @@ class _CudaLoader(_Loader):
         assert loaded.copied is not None
         consumer = torch.cuda.current_stream(self.side.device)
         consumer.wait_event(loaded.copied)
-        for tensor in (loaded.batch.images, loaded.batch.positions):
+        for tensor in (loaded.batch.rows, loaded.batch.positions):
             tensor.record_stream(consumer)  # its memory is the side stream's: free it only after the consumer's work
         return loaded.batch
 

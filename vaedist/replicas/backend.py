@@ -64,7 +64,10 @@ class ReplicaBackend(Backend):
             for row, own in zip(player.row, gradient, strict=True):
                 row.grad = own
         self._optimizer.step()
-        for player in players:
+        self.forget_gradients()
+
+    def forget_gradients(self) -> None:
+        for player in self._replicas.players:
             player.rows.grad = None
 
     def weights(self) -> Weights:
