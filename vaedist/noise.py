@@ -55,11 +55,18 @@ def _bits(positions: Tensor, seed: int, purpose: str, columns: int) -> Tensor:
     return hashed(positions, signed(fork(seed, purpose)), columns)
 
 
+def _bits_on_gpu(positions: Tensor, seed: int, purpose: str, columns: int) -> Tensor:
+    from vaedist import kernels  # one kernel in the place of 17
+
+    return kernels.hashed(positions, signed(fork(seed, purpose)), columns, GOLDEN, MIX1, MIX2)
+
+
 def _fake_bits(positions: Tensor, seed: int, purpose: str, columns: int) -> Tensor:
     return positions.new_empty(*positions.shape, columns)
 
 
 torch.library.impl("vaedist::bits", "CompositeExplicitAutograd", _bits)
+torch.library.impl("vaedist::bits", "CUDA", _bits_on_gpu)
 torch.library.register_fake("vaedist::bits", _fake_bits)
 
 

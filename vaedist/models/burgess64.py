@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from vaedist.config import bounded
+from vaedist.convolution import Down, Up
 from vaedist.layers import Sequential, WideLinear
 from vaedist.models import VAE, require_size
 from vaedist.world import World
@@ -17,10 +18,10 @@ class Config:
     def build(self, shape: tuple[int, int, int], world: World) -> VAE:
         require_size("burgess64", 64, shape)
         encoder = Sequential(
-            nn.Conv2d(shape[0], 32, 4, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(32, 32, 4, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(32, 32, 4, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(32, 32, 4, stride=2, padding=1), nn.ReLU(),
+            Down(shape[0], 32), nn.ReLU(),
+            Down(32, 32), nn.ReLU(),
+            Down(32, 32), nn.ReLU(),
+            Down(32, 32), nn.ReLU(),
             nn.Flatten(),
             nn.Linear(32 * 4 * 4, 256), nn.ReLU(),
             nn.Linear(256, 256), nn.ReLU(),
@@ -31,9 +32,9 @@ class Config:
             nn.Linear(256, 256), nn.ReLU(),
             nn.Linear(256, 32 * 4 * 4), nn.ReLU(),
             nn.Unflatten(1, (32, 4, 4)),
-            nn.ConvTranspose2d(32, 32, 4, stride=2, padding=1), nn.ReLU(),
-            nn.ConvTranspose2d(32, 32, 4, stride=2, padding=1), nn.ReLU(),
-            nn.ConvTranspose2d(32, 32, 4, stride=2, padding=1), nn.ReLU(),
-            nn.ConvTranspose2d(32, shape[0], 4, stride=2, padding=1),
+            Up(32, 32), nn.ReLU(),
+            Up(32, 32), nn.ReLU(),
+            Up(32, 32), nn.ReLU(),
+            Up(32, shape[0]),
         )  # fmt: skip
         return VAE(encoder, decoder, latent=self.latent)

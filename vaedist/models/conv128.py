@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from vaedist.config import bounded
+from vaedist.convolution import Down, Up
 from vaedist.layers import BatchNorm2d, Dropout, Sequential, WideLinear
 from vaedist.models import VAE, require_size
 from vaedist.world import World
@@ -18,12 +19,12 @@ class Config:
     def build(self, shape: tuple[int, int, int], world: World) -> VAE:
         require_size("conv128", 128, shape)
         encoder = Sequential(
-            nn.Conv2d(shape[0], 32, 4, stride=2, padding=1), nn.LeakyReLU(0.2),
-            nn.Conv2d(32, 64, 4, stride=2, padding=1), BatchNorm2d(64, world), nn.LeakyReLU(0.2),
+            Down(shape[0], 32), nn.LeakyReLU(0.2),
+            Down(32, 64), BatchNorm2d(64, world), nn.LeakyReLU(0.2),
             Dropout(0.2, "encoder2"),
-            nn.Conv2d(64, 128, 4, stride=2, padding=1), BatchNorm2d(128, world), nn.LeakyReLU(0.2),
+            Down(64, 128), BatchNorm2d(128, world), nn.LeakyReLU(0.2),
             Dropout(0.3, "encoder3"),
-            nn.Conv2d(128, 256, 4, stride=2, padding=1), nn.LeakyReLU(0.2),
+            Down(128, 256), nn.LeakyReLU(0.2),
             nn.Flatten(),
             nn.Linear(256 * 8 * 8, self.hidden), nn.LeakyReLU(0.2),
             WideLinear(self.hidden, 2 * self.latent),
@@ -32,11 +33,11 @@ class Config:
             nn.Linear(self.latent, self.hidden), nn.LeakyReLU(0.2),
             nn.Linear(self.hidden, 256 * 8 * 8), nn.LeakyReLU(0.2),
             nn.Unflatten(1, (256, 8, 8)),
-            nn.ConvTranspose2d(256, 128, 4, stride=2, padding=1), BatchNorm2d(128, world), nn.LeakyReLU(0.2),
+            Up(256, 128), BatchNorm2d(128, world), nn.LeakyReLU(0.2),
             Dropout(0.3, "decoder1"),
-            nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1), BatchNorm2d(64, world), nn.LeakyReLU(0.2),
+            Up(128, 64), BatchNorm2d(64, world), nn.LeakyReLU(0.2),
             Dropout(0.2, "decoder2"),
-            nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1), nn.LeakyReLU(0.2),
-            nn.ConvTranspose2d(32, shape[0], 4, stride=2, padding=1), nn.Tanh(),
+            Up(64, 32), nn.LeakyReLU(0.2),
+            Up(32, shape[0]), nn.Tanh(),
         )  # fmt: skip
         return VAE(encoder, decoder, latent=self.latent, pixel_range=(-1.0, 1.0))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from vaedist.config import bounded
+from vaedist.convolution import Down, Up
 from vaedist.layers import Sequential, WideLinear
 from vaedist.models import VAE, require_size
 from vaedist.world import World
@@ -18,10 +19,10 @@ class Config:
     def build(self, shape: tuple[int, int, int], world: World) -> VAE:
         require_size("conv64", 64, shape)
         encoder = Sequential(
-            nn.Conv2d(shape[0], 32, 4, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(32, 32, 4, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(32, 64, 4, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(64, 64, 4, stride=2, padding=1), nn.ReLU(),
+            Down(shape[0], 32), nn.ReLU(),
+            Down(32, 32), nn.ReLU(),
+            Down(32, 64), nn.ReLU(),
+            Down(64, 64), nn.ReLU(),
             nn.Flatten(),
             nn.Linear(64 * 4 * 4, self.hidden), nn.ReLU(),
             WideLinear(self.hidden, 2 * self.latent),
@@ -30,9 +31,9 @@ class Config:
             nn.Linear(self.latent, self.hidden), nn.ReLU(),
             nn.Linear(self.hidden, 64 * 4 * 4), nn.ReLU(),
             nn.Unflatten(1, (64, 4, 4)),
-            nn.ConvTranspose2d(64, 64, 4, stride=2, padding=1), nn.ReLU(),
-            nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1), nn.ReLU(),
-            nn.ConvTranspose2d(32, 32, 4, stride=2, padding=1), nn.ReLU(),
-            nn.ConvTranspose2d(32, shape[0], 4, stride=2, padding=1),
+            Up(64, 64), nn.ReLU(),
+            Up(64, 32), nn.ReLU(),
+            Up(32, 32), nn.ReLU(),
+            Up(32, shape[0]),
         )  # fmt: skip
         return VAE(encoder, decoder, latent=self.latent)

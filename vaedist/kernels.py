@@ -1,0 +1,184 @@
+"""Triton kernels for a GPU: the convolutions of `convolution`, of several networks at once, and the hash of `noise`.
+
+A convolution is a product of matrices whose left one, the patches of the images, is gathered while it is multiplied.
+Sums have the same order in every call. Images are [replicas, images, channels, size, size] in any layout, results have
+their channels last in memory.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ROWS = 64  # pixels of a block
+PARTS = 256  # of the sum over pixels that is the gradient of a weight
+TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+@triton.jit
+def _patches(
+    x, r, m, k, M, S, sr, sn, sc, sh, sw, C: tl.constexpr, T: tl.constexpr
+):  # fmt: skip
+    """The numbers k (row, column and channel in a window of 4 x 4) of the windows m, [m, k]."""
+    H = S // 2
+    n, i, j = (m // (H * H)).to(tl.int64), m // H % H, m % H
+    y = 2 * i[:, None] - 1 + k[None, :] // (4 * C)
+    z = 2 * j[:, None] - 1 + k[None, :] // C % 4
+    inside = (m < M)[:, None] & (k < 16 * C)[None, :] & (y >= 0) & (y < S) & (z >= 0) & (z < S)
+    at = x + r.to(tl.int64) * sr + n[:, None] * sn + (k % C)[None, :] * sc + y * sh + z * sw
+    return tl.load(at, inside, 0.0).to(T)
+
+
+@triton.jit
+def _down(
+    x, w, b, out, M, S, sr, sn, sc, sh, sw,
+    C: tl.constexpr, O: tl.constexpr, T: tl.constexpr, P: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
+    """w [replicas, 16 C, O], out [replicas, M, O]: the convolution."""
+    r = tl.program_id(2)
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    o = tl.program_id(1) * BO + tl.arange(0, BO)
+    total = tl.zeros((BM, BO), tl.float32)
+    for start in range(0, 16 * C, BK):
+        k = start + tl.arange(0, BK)
+        weights = tl.load(w + (r * 16 * C + k)[:, None] * O + o[None, :], (k < 16 * C)[:, None] & (o < O)[None, :], 0.0)
+        patches = _patches(x, r, m, k, M, S, sr, sn, sc, sh, sw, C, T)
+        total = tl.dot(patches, weights.to(T), total, input_precision=P)
+    total += tl.load(b + r * O + o, o < O, 0.0).to(tl.float32)[None, :]
+    at = out + (r.to(tl.int64) * M + m)[:, None] * O + o[None, :]
+    tl.store(at, total, (m < M)[:, None] & (o < O)[None, :])
+
+
+@triton.jit
+def _up(
+    y, w, b, out, N, S, sr, sn, sc, sh, sw,
+    C: tl.constexpr, O: tl.constexpr, T: tl.constexpr, P: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BJ: tl.constexpr,
+):  # fmt: skip
+    """w [replicas, 4 O, 4 C], out [replicas, N, S, S, C]: the transposed convolution.
+
+    A window of 2 x 2 numbers of y is all that the 2 x 2 pixels in its middle depend on.
+    """
+    H = S // 2
+    r = tl.program_id(2)
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    j = tl.program_id(1) * BJ + tl.arange(0, BJ)
+    n, p, q = (m // ((H + 1) * (H + 1))).to(tl.int64), m // (H + 1) % (H + 1), m % (H + 1)
+    total = tl.zeros((BM, BJ), tl.float32)
+    for start in range(0, 4 * O, BK):
+        k = start + tl.arange(0, BK)
+        known = (k < 4 * O)[:, None] & (j < 4 * C)[None, :]
+        weights = tl.load(w + (r * 4 * O + k)[:, None] * 4 * C + j[None, :], known, 0.0)
+        i = p[:, None] - 1 + k[None, :] // (2 * O)
+        l = q[:, None] - 1 + k[None, :] // O % 2
+        inside = (n < N)[:, None] & (k < 4 * O)[None, :] & (i >= 0) & (i < H) & (l >= 0) & (l < H)
+        at = y + r.to(tl.int64) * sr + n[:, None] * sn + (k % O)[None, :] * sc + i * sh + l * sw
+        total = tl.dot(tl.load(at, inside, 0.0).to(T), weights.to(T), total, input_precision=P)
+    c, row, column = j % C, 2 * p[:, None] - 1 + j[None, :] // (2 * C), 2 * q[:, None] - 1 + j[None, :] // C % 2
+    total += tl.load(b + r * C + c, j < 4 * C, 0.0).to(tl.float32)[None, :]
+    inside = (n < N)[:, None] & (j < 4 * C)[None, :] & (row >= 0) & (row < S) & (column >= 0) & (column < S)
+    at = out + (((r.to(tl.int64) * N + n)[:, None] * S + row) * S + column) * C + c[None, :]
+    tl.store(at, total, inside)
+
+
+@triton.jit(do_not_specialize=["blocks"])
+def _weight(
+    x, y, out, M, S, sr, sn, sc, sh, sw, tr, tn, tc, th, tw, blocks,
+    C: tl.constexpr, O: tl.constexpr, T: tl.constexpr, P: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """out [replicas, parts, 16 C, O]: of some blocks of windows the sum of what each has of the gradient."""
+    H = S // 2
+    part, r = tl.program_id(0), tl.program_id(2)
+    k = tl.program_id(1) // TILES * BK + tl.arange(0, BK)
+    o = tl.program_id(1) % TILES * BO + tl.arange(0, BO)
+    total = tl.zeros((BK, BO), tl.float32)
+    for block in range(part * blocks, (part + 1) * blocks):
+        m = block * BM + tl.arange(0, BM)
+        n, i, j = (m // (H * H)).to(tl.int64), m // H % H, m % H
+        at = y + r.to(tl.int64) * tr + (n * tn + i * th + j * tw)[:, None] + o[None, :] * tc
+        slopes = tl.load(at, (m < M)[:, None] & (o < O)[None, :], 0.0).to(T)
+        patches = _patches(x, r, m, k, M, S, sr, sn, sc, sh, sw, C, T)
+        total = tl.dot(tl.trans(patches), slopes, total, input_precision=P)
+    at = out + ((r * tl.num_programs(0) + part) * 16 * C + k)[:, None].to(tl.int64) * O + o[None, :]
+    tl.store(at, total, (k < 16 * C)[:, None] & (o < O)[None, :])
+
+
+def down(x: Tensor, w: Tensor, b: Tensor, dtype: torch.dtype, tf32: bool) -> Tensor:
+    """The convolution of x [R, N, C, S, S] by w [R, O, C, 4, 4]: [R, N, O, S/2, S/2] in `dtype`."""
+    (replicas, images, channels, size, _), outputs = x.shape, w.shape[1]
+    half, columns = size // 2, w.permute(0, 3, 4, 2, 1).to(dtype).contiguous()
+    out = x.new_empty(replicas, images, half, half, outputs, dtype=dtype)
+    rows, block = images * half * half, _block(outputs, 64)
+    grid = triton.cdiv(rows, ROWS), triton.cdiv(outputs, block), replicas
+    _down[grid](
+        x, columns, b, out, rows, size, *x.stride(), channels, outputs, *_precision(dtype, tf32), ROWS,
+        _block(16 * channels, 64), block,
+    )  # fmt: skip
+    return out.movedim(-1, -3)
+
+
+def up(y: Tensor, w: Tensor, b: Tensor, dtype: torch.dtype, tf32: bool) -> Tensor:
+    """The transposed one of y [R, N, O, S/2, S/2] by w [R, O, C, 4, 4]: [R, N, C, S, S] in `dtype`."""
+    (replicas, images, inputs, half, _), channels, size = y.shape, w.shape[2], 2 * y.shape[3]
+    folded = w.to(dtype).view(replicas, inputs, channels, 2, 2, 2, 2).flip(3, 5)  # row: far or near, parity; column
+    columns = folded.permute(0, 3, 5, 1, 4, 6, 2).contiguous()
+    out = y.new_empty(replicas, images, size, size, channels, dtype=dtype)
+    rows, block = images * (half + 1) ** 2, _block(4 * channels, 64)
+    grid = triton.cdiv(rows, ROWS), triton.cdiv(4 * channels, block), replicas
+    _up[grid](
+        y, columns, b, out, images, size, *y.stride(), channels, inputs, *_precision(dtype, tf32), ROWS,
+        _block(4 * inputs, 64), block,
+    )  # fmt: skip
+    return out.movedim(-1, -3)
+
+
+def weight(x: Tensor, y: Tensor, dtype: torch.dtype, tf32: bool) -> Tensor:
+    """The gradient of the weight, [R, O, C, 4, 4] in float32, of x [R, N, C, S, S] and y [R, N, O, S/2, S/2]."""
+    (replicas, images, channels, size, _), outputs, half = x.shape, y.shape[2], y.shape[3]
+    rows, block, other = images * half * half, _block(16 * channels, 64), _block(outputs, 64)
+    tiles = triton.cdiv(outputs, other)
+    all_tiles, blocks = tiles * triton.cdiv(16 * channels, block), triton.cdiv(rows, ROWS)
+    each = triton.cdiv(blocks, max(1, PARTS // all_tiles))
+    parts = triton.cdiv(blocks, each)
+    out = x.new_empty(replicas, parts, 4, 4, channels, outputs, dtype=torch.float32)
+    _weight[(parts, all_tiles, replicas)](
+        x, y, out, rows, size, *x.stride(), *y.stride(), each, channels, outputs, *_precision(dtype, tf32), ROWS,
+        block, other, tiles,
+    )  # fmt: skip
+    return out.sum(1).permute(0, 4, 3, 1, 2)
+
+
+def _block(numbers: int, most: int) -> int:
+    """A side of a block, of 16 at least, as the product of matrices wants it."""
+    return min(most, max(16, triton.next_power_of_2(numbers)))
+
+
+def _precision(dtype: torch.dtype, tf32: bool) -> tuple[tl.dtype, str]:
+    return TYPES[dtype], "tf32" if tf32 else "ieee"
+
+
+@triton.jit(do_not_specialize=["key"])
+def _hashed(positions, out, key, count, columns, GOLDEN: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
+            BLOCK: tl.constexpr):  # fmt: skip
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    rows = _mix(tl.load(positions + i // columns, i < count, 0) * GOLDEN + key, A, B)
+    tl.store(out + i, _mix(rows + (i % columns + 1).to(tl.int64) * GOLDEN, A, B), i < count)
+
+
+@triton.jit
+def _mix(bits, A: tl.constexpr, B: tl.constexpr):
+    bits = (bits ^ ((bits >> 30) & 0x3FFFFFFFF)) * A
+    bits = (bits ^ ((bits >> 27) & 0x1FFFFFFFFF)) * B
+    return bits ^ ((bits >> 31) & 0x1FFFFFFFF)
+
+
+def hashed(positions: Tensor, key: int, columns: int, golden: int, first: int, second: int) -> Tensor:
+    """As `noise.hashed`, with its constants."""
+    out = positions.new_empty(*positions.shape, columns)
+    count, block = out.numel(), 512
+    _hashed[(triton.cdiv(count, block),)](
+        positions.contiguous(), out, key, count, columns, golden, first, second, block
+    )
+    return out
