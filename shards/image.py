@@ -17,6 +17,7 @@ JPEG, PNG, NPY = b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
 STARTS = {JPEG: ".jpg", PNG: ".png", NPY: ".npy"}
 JPEG_COLOURS = {"Gray": 1, "YCbCr": 3, "RGB": 3}  # of CMYK the decoders make different colours: Pillow's are taken
 PNG_COLOURS = {0: 1, 2: 3, 3: 3, 4: 1, 6: 3}  # colour type -> channels, of which alpha is none
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 PNG_LEVEL = 4  # of compression: level 6 saves a tenth of the bytes for twice the time
 # Pillow's errors for what is no image, is cut short, or claims absurd sizes
 _PILLOW = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -43,8 +44,8 @@ def dimensions(data: bytes) -> tuple[int, int, int]:
 
 def decode(data: bytes, channels: int) -> np.ndarray:
     """Pixels, uint8 [height, width, channels]: 1 or 3; ValueError says why the bytes cannot be decoded."""
-    if data.startswith(NPY):
-        pixels = _npy(data)
+    pixels = _npy(data) if data.startswith(NPY) else _from_png(data) if data.startswith(PNG) else None
+    if pixels is not None:
         return np.broadcast_to(pixels, (*pixels.shape[:2], channels)) if pixels.shape[2] <= channels else _grey(pixels)
     if data.startswith(JPEG) and channels == 3:
         try:
@@ -106,6 +107,31 @@ def to_png(pixels: np.ndarray) -> bytes:
     return PNG + b"".join(
         len(data).to_bytes(4) + kind + data + zlib.crc32(data, zlib.crc32(kind)).to_bytes(4) for kind, data in chunks
     )
+
+
+def _from_png(data: bytes) -> np.ndarray | None:
+    """uint8 [height, width, channels] of what `to_png` wrote, twice as fast as Pillow; None if it is another PNG."""
+    size = int.from_bytes(data[33:37])
+    whole = data[8:16] == b"\0\0\0\rIHDR" and data[37:41] == b"IDAT" and data[45 + size :] == PNG_END
+    if not whole or not _png_header(data):
+        return None
+    width, height, *kind = struct.unpack(">IIBBBBB", data[16:29])
+    channels = {(1, 0, 0, 0, 0): 1, (8, 0, 0, 0, 0): 1, (8, 2, 0, 0, 0): 3}.get(tuple(kind))
+    if channels is None or zlib.crc32(data[37 : 41 + size]) != int.from_bytes(data[41 + size : 45 + size]):
+        return None
+    row = (width * channels * kind[0] + 7) // 8
+    try:
+        found = zlib.decompressobj().decompress(data[41 : 41 + size], height * (1 + row) + 1)
+    except zlib.error:
+        return None
+    if len(found) != height * (1 + row):
+        return None
+    lines = np.frombuffer(found, np.uint8).reshape(height, 1 + row)
+    if (lines[:, 0] != (kind[0] != 1)).any():  # another filter
+        return None
+    if kind[0] == 1:
+        return (255 * np.unpackbits(lines[:, 1:], axis=1, count=width))[..., None]
+    return lines[:, 1:].reshape(height, width, channels).cumsum(1, dtype=np.uint8)
 
 
 def to_npy(pixels: np.ndarray) -> bytes:
@@ -181,7 +207,7 @@ def _has_end(data: bytes) -> bool:
     if data.startswith(JPEG):
         return data.endswith(b"\xff\xd9")
     if data.startswith(PNG):
-        return data.endswith(b"IEND\xaeB`\x82")
+        return data.endswith(PNG_END[4:])
     return int.from_bytes(data[4:8], "little") + 8 == len(data)  # RIFF
 
 

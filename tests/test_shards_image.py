@@ -61,6 +61,21 @@ def test_an_image_that_is_cut_short_is_called_so(data, suffix, channels):
             image.dimensions(data[:length])
 
 
+@pytest.mark.parametrize("channels", [None, 1, 3])
+def test_our_own_pngs_are_read_as_pillow_reads_them(channels):
+    numbers = np.random.default_rng(0)
+    for size in ((64, 64), (13, 21), (1, 1)):
+        pixels = numbers.integers(0, 256, (*size, channels), np.uint8) if channels else numbers.random(size) < 0.3
+        data = image.to_png(pixels)
+        assert image._from_png(data) is not None
+        for wanted, mode in ((1, "L"), (3, "RGB")):
+            expected = np.asarray(Image.open(io.BytesIO(data)).convert(mode)).reshape(*size, wanted)
+            assert np.array_equal(image.decode(data, wanted), expected)
+        assert all(image._from_png(data[:end]) is None for end in range(len(data)))
+        if len(data) < 500:
+            assert all(image._from_png(flipped(data, place)) is None for place in range(8, len(data)))
+
+
 def png(width, height, depth, colours):
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
