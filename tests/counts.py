@@ -25,6 +25,7 @@ from vaedist.stop import Stop
 from vaedist.trainer import train
 
 OBJECTIVES, SIZES, BATCH = ("vae", "factorvae", "betatcvae"), (1, 2), 8
+COUNTED = ("operations", "tensors", "bytes", "reads")
 STEPS = 4  # of which the first are not counted
 
 
@@ -37,7 +38,7 @@ class Operations(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: Counter[str] = Counter(operations=0, tensors=0, bytes=0, reads=0)
+        self.found: Counter[str] = Counter()
         self.sent: list[tuple[str, int]] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -90,7 +91,7 @@ def count(objective: str, data: Path, run: Path, between: Callable[[int], None] 
         sent: dict[str, list[int]] = {}
         for name, size in sorted(mode.sent[start:stop]):
             sent.setdefault(name, []).append(size)
-        found.append({"work": {name: after[name] - before[name] for name in after}, "traffic": sent})
+        found.append({"work": {name: after[name] - before[name] for name in COUNTED}, "traffic": sent})
     assert found[0] == found[1], "two steps that cost different amounts"
     return found[0]
 
