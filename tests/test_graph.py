@@ -18,6 +18,7 @@ from vaedist.data.stream import Batch
 from vaedist.graph import WARM, Replayed
 from vaedist.objectives.vae import ELBO
 from vaedist.train import main
+from vaedist.world import World
 
 gpu = pytest.mark.gpu
 needed = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -48,7 +49,18 @@ class Again:
 
 def backend(**more: object) -> SimpleNamespace:
     settings = {"captures": True, "uncapturable": "", "dtype": torch.float32, "device": torch.device("cpu")}
+    settings["world"] = World()
     return SimpleNamespace(capturing=lambda: torch.no_grad(), **settings | more)
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    """For what torch.cuda has only with a GPU; a step takes no memory, and so much is free."""
+    for name, value in (("CUDAGraph", None), ("current_stream", None), ("max_memory_allocated", 0)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 0))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: torch.no_grad())
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, capture_error_mode: torch.no_grad())
 
 
 def steps(replayed: Replayed, measured: set[int]) -> list[tuple[float, bool]]:
@@ -74,10 +86,8 @@ def test_a_replay_takes_the_images_and_the_count_of_its_own_step(monkeypatch):
     eager = steps(Replayed(take, backend(captures=False), lines.append), measured={1, 6})
     assert eager == [(1022.0 * step, step in {1, 6}) for step in range(10)]
     taken.clear()
+    stand_in(monkeypatch, free=0)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Again(made))
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, capture_error_mode: torch.no_grad())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: torch.no_grad())
     made.append(Replayed(take, backend(), lines.append))
     assert steps(made[0], measured={1, 6}) == eager
     assert taken.count(True) == 2
@@ -90,19 +100,26 @@ def test_what_cannot_be_captured_is_said_once_and_taken_as_it_is_written(why, mo
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nand more lines")
 
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    stand_in(monkeypatch, free=0)
     taken, lines = [], []
     replayed = Replayed(lambda *step: taken.append(step) or ({"loss": torch.zeros(())}, {}), backend(uncapturable=why),
                         lines.append)  # fmt: skip
     monkeypatch.setattr(torch.cuda, "graph", broken)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: torch.no_grad())
     steps(replayed, measured=set())
     assert len(taken) == 10
     (line,) = lines
     told = why or "operation not permitted when stream is capturing"
     assert line == f"steps are launched kernel by kernel, not as one CUDA graph: {told}"
     assert WARM < 10
+
+
+def test_a_graph_that_leaves_no_memory_for_other_steps_is_given_up(monkeypatch):
+    stand_in(monkeypatch, free=-1)
+    lines: list[str] = []
+    replayed = Replayed(lambda *step: ({"loss": torch.zeros(())}, {}), backend(), lines.append)
+    steps(replayed, measured=set())
+    (line,) = lines
+    assert line.endswith("there is no memory for both, and some steps and evaluations are not in the graph")
 
 
 def trained(
@@ -149,6 +166,20 @@ def test_captured_replicas_have_the_numbers_of_eager_ones(data, tmp_path, capsys
         found.append([load_file(*run.glob("checkpoints/*60/weights.safetensors")) for run in runs])
     assert "kernel by kernel" not in capsys.readouterr().out
     assert all(torch.equal(one[name], other[name]) for one, other in zip(*found, strict=True) for name in one)
+
+
+@gpu
+@needed
+def test_replicas_are_the_runs_alone_on_a_gpu_too(data, tmp_path):
+    settings = {"train_steps": 20, "track_every": 10, "train_capture": "false"}
+    runs, gammas = [tmp_path / str(number) for number in range(3)], (1, 10, 100)
+    words = cases.words("factorvae", data, f"[{','.join(map(str, runs))}]", **settings)
+    assert main([*words, "train.replicas=3", f"objective.gamma={list(gammas)}".replace(" ", "")]) == 0
+    for number, (run, gamma) in enumerate(zip(runs, gammas, strict=True)):
+        alone = cases.words("factorvae", data, tmp_path / f"alone-{number}", **settings)
+        assert main([*alone, f"seed={number}", f"objective.gamma={gamma}"]) == 0
+        losses = [[row["train/loss"] for row in cases.rows(one)] for one in (run, tmp_path / f"alone-{number}")]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 @gpu

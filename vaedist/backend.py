@@ -197,7 +197,7 @@ class Backend:
 
     @contextmanager
     def capturing(self) -> Iterator[None]:
-        """While it is entered, a step may be captured; one that is broken off leaves nothing behind."""
+        """While it is entered, a step may be captured; of one that is broken off no gradient is left, nor its count."""
         made, groups = self._accelerator.step, self._optimizer.param_groups
         for group in groups:
             group["capturable"] = True  # Adam asks for the word; fused, it does the same without

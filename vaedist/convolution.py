@@ -1,18 +1,17 @@
 """The convolutions of the networks here: kernel 4, stride 2, padding 1.
 
-On a GPU those next to the image and those of replicas are kernels of our own. With an image's few channels cuDNN has
-only slow ones that repeat bit for bit, and for replicas none that are made for so few channels a group. To autograd,
-vmap and torch.compile each is one operation.
+On a GPU those next to the image are kernels of our own: cuDNN has for so few channels only slow ones that repeat
+bit for bit. To autograd, vmap and torch.compile each is one operation, of replicas one for all.
 """
 
-import sys
-from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vaedist.layers import channels_last
+from vaedist.trust import trusted
 
 FEW = 4  # channels of an image, at most
 Dtype = torch.dtype
@@ -25,7 +24,7 @@ class Down(nn.Conv2d):
         super().__init__(inputs, outputs, 4, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _apply(torch.ops.vaedist.down, x, self) if _on_gpu(x) else super().forward(x)
+        return _apply(torch.ops.vaedist.down, x, self) if _on_gpu(x, self) else super().forward(x)
 
 
 class Up(nn.ConvTranspose2d):
@@ -35,11 +34,12 @@ class Up(nn.ConvTranspose2d):
         super().__init__(inputs, outputs, 4, stride=2, padding=1)
 
     def forward(self, y: Tensor) -> Tensor:  # type: ignore[override]
-        return _apply(torch.ops.vaedist.up, y, self) if _on_gpu(y) else super().forward(y)
+        return _apply(torch.ops.vaedist.up, y, self) if _on_gpu(y, self) else super().forward(y)
 
 
-def _on_gpu(x: Tensor) -> bool:
-    return x.is_cuda and x.dtype != torch.float64  # for proofs
+def _on_gpu(x: Tensor, layer: nn.Module) -> bool:
+    """But in float64, which is for proofs, and under ZeRO-3, which takes weights away that these would keep."""
+    return x.is_cuda and x.dtype != torch.float64 and not hasattr(layer.weight, "ds_id")
 
 
 def _apply(op: Any, x: Tensor, layer: Any) -> Tensor:
@@ -50,83 +50,92 @@ def _apply(op: Any, x: Tensor, layer: Any) -> Tensor:
 
 
 # In the operations x is [R, N, C, S, S], y [R, N, O, S/2, S/2], w [R, O, C, 4, 4] and b [R, channels], of R replicas.
+# Images have their channels last in memory.
 
 
 def _down(x: Tensor, w: Tensor, b: Tensor, dtype: Dtype) -> Tensor:
-    if _own(x, w.shape[1], w.shape[2], dtype):
-        return _kernels().down(x, w, b, dtype, torch.backends.cudnn.allow_tf32)
-    return _each(_plain_down, x.to(dtype), w.to(dtype), b.to(dtype))
+    own = _own(x, w.shape[1], w.shape[2], dtype)
+    return _kernels().down(x, w, b, dtype, _tf32()) if own else _plain_down(x, w, b, dtype)
 
 
 def _up(y: Tensor, w: Tensor, b: Tensor, dtype: Dtype) -> Tensor:
-    if _own(y, w.shape[1], w.shape[2], dtype):
-        return _kernels().up(y, w, b, dtype, torch.backends.cudnn.allow_tf32)
-    return _each(_plain_up, y.to(dtype), w.to(dtype), b.to(dtype))
+    own = _own(y, w.shape[1], w.shape[2], dtype)
+    return _kernels().up(y, w, b, dtype, _tf32()) if own else _plain_up(y, w, b, dtype)
 
 
 def _slope(x: Tensor, y: Tensor, dtype: Dtype) -> Tensor:
     """The gradient of w, float32: both operations', with either's gradient in the place of its result."""
-    if _own(x, y.shape[2], x.shape[2], dtype):
-        return _kernels().weight(x, y, dtype, torch.backends.cudnn.allow_tf32)
-    return _each(lambda x, y: _plain_slope(x, y).float(), x.to(dtype), y.to(dtype))
+    own = _own(x, y.shape[2], x.shape[2], dtype)
+    return (_kernels().weight(x, y, dtype, _tf32()) if own else _plain_slope(x, y, dtype).float()).contiguous()
 
 
-def _own(x: Tensor, others: int, channels: int, dtype: Dtype) -> bool:
+def _plain_down(x: Tensor, w: Tensor, b: Tensor, dtype: Dtype) -> Tensor:
+    """By torch, the replicas as groups."""
+    images, weight, bias = _grouped(x, dtype), w.to(dtype).flatten(0, 1), b.to(dtype).flatten()
+    return _apart(F.conv2d(images, weight, bias, stride=2, padding=1, groups=len(x)), len(x))
+
+
+def _plain_up(y: Tensor, w: Tensor, b: Tensor, dtype: Dtype) -> Tensor:
+    images, weight, bias = _grouped(y, dtype), w.to(dtype).flatten(0, 1), b.to(dtype).flatten()
+    return _apart(F.conv_transpose2d(images, weight, bias, stride=2, padding=1, groups=len(y)), len(y))
+
+
+def _plain_slope(x: Tensor, y: Tensor, dtype: Dtype) -> Tensor:
+    replicas, outputs, channels = len(x), y.shape[2], x.shape[2]
+    like, how = x.new_empty(replicas * outputs, channels, 4, 4, dtype=dtype), ([2, 2], [1, 1], [1, 1], False, [0, 0])
+    slopes, images = _grouped(y, dtype), _grouped(x, dtype)
+    found = torch.ops.aten.convolution_backward(slopes, images, like, None, *how, replicas, [False, True, False])
+    return found[1].unflatten(0, (replicas, outputs))
+
+
+def _grouped(images: Tensor, dtype: Dtype) -> Tensor:
+    return images[0].to(dtype) if len(images) == 1 else images.to(dtype).transpose(0, 1).flatten(1, 2)
+
+
+def _apart(images: Tensor, replicas: int) -> Tensor:
+    return channels_last(images.unflatten(1, (replicas, -1)).transpose(0, 1))
+
+
+def _own(x: Tensor, outputs: int, channels: int, dtype: Dtype) -> bool:
     """Whether our kernels are the faster ones, and right."""
-    faster = len(x) > 1 or channels <= FEW
-    return faster and _right(others, channels, dtype, torch.backends.cudnn.allow_tf32, x.device)
+    if channels > FEW:
+        return False
+    kind = (outputs, channels, x.dtype, dtype, _tf32(), x.device)
+    return trusted(kind, lambda: _trial(*kind))
 
 
-@lru_cache
-def _right(others: int, channels: int, dtype: Dtype, tf32: bool, device: torch.device) -> bool:
-    """Whether they give here what torch gives in float64: not every compiler and GPU has been seen. Asked once."""
-    generator, why = torch.Generator().manual_seed(0), ""
-    shapes = (2, 4, channels, 16, 16), (2, 4, others, 8, 8), (2, others, channels, 4, 4), (2, others), (2, channels)
-    x, y, w, b, c = (torch.randn(shape, generator=generator).to(device) for shape in shapes)
+def _trial(outputs: int, channels: int, given: Dtype, dtype: Dtype, tf32: bool, device: torch.device) -> str:
+    """What is wrong with them, on random numbers that lie in memory as those of a run do."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    x, y = (channels_last(draw(2, 16, *shape)).to(given) for shape in ((channels, 16, 16), (outputs, 8, 8)))
+    w, b, c = draw(2, outputs, channels, 4, 4), draw(2, outputs + 1)[:, 1:], draw(2, channels + 1)[:, 1:]
+    ours = {
+        "down": _kernels().down(x, w, b, dtype, tf32),
+        "up": _kernels().up(y, w, c, dtype, tf32),
+        "weight": _kernels().weight(x, y, dtype, tf32),
+    }
+    (x, y, w, b, c), exact = (tensor.double() for tensor in (x, y, w, b, c)), torch.float64
+    theirs = _plain_down(x, w, b, exact), _plain_up(y, w, c, exact), _plain_slope(x, y, exact)
     limit = 1e-5 if dtype == torch.float32 and not tf32 else 2e-2
-    try:
-        down, up = _kernels().down(x, w, b, dtype, tf32), _kernels().up(y, w, c, dtype, tf32)
-        ours = {"down": down, "up": up, "weight": _kernels().weight(x, y, dtype, tf32)}
-        exact = [_exact(*row) for row in zip(*(tensor.double() for tensor in (x, y, w, b, c)), strict=True)]
-        for (name, found), expected in zip(ours.items(), map(torch.stack, zip(*exact, strict=True)), strict=True):
-            error = float((found - expected).norm() / expected.norm())
-            if not error < limit:
-                why = f"`{name}` of {channels} and {others} channels is off by {error:.1e} in {dtype}"
-    except Exception as failed:  # of a compiler
-        why = str(failed).partition("\n")[0]
-    if why:
-        print(f"vaedist: convolutions are cuDNN's, which are slower, since ours fail here: {why}", file=sys.stderr)
-    return not why
+    for (name, found), expected in zip(ours.items(), theirs, strict=True):
+        error = float((found - expected).norm() / expected.norm())
+        if not error < limit:
+            return f"`{name}` of {channels} and {outputs} channels is off by {error:.1e} in {dtype}"
+    return ""
 
 
-def _exact(x: Tensor, y: Tensor, w: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _plain_down(x, w, b), _plain_up(y, w, c), _plain_slope(x, y)
-
-
-def _plain_down(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    return F.conv2d(x, w, b, stride=2, padding=1)
-
-
-def _plain_up(y: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    return F.conv_transpose2d(y, w, b, stride=2, padding=1)
-
-
-def _plain_slope(x: Tensor, y: Tensor) -> Tensor:
-    like, how = y.new_empty(y.shape[1], x.shape[1], 4, 4), ([2, 2], [1, 1], [1, 1], False, [0, 0], 1)
-    slope: Tensor = torch.ops.aten.convolution_backward(y, x, like, None, *how, [False, True, False])[1]
-    return slope
+def _tf32() -> bool:
+    return torch.backends.cudnn.allow_tf32
 
 
 def _kernels() -> Any:
     from vaedist import kernels  # where there is a GPU there is triton, whose import takes a second
 
     return kernels
-
-
-def _each(work: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-    """`work` on what each replica has of `rows`; mostly there is one."""
-    found = [work(*row) for row in zip(*rows, strict=True)]
-    return found[0][None] if len(found) == 1 else torch.stack(found)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vaedist.backend import Backend
 from vaedist.data.stream import Batch
+from vaedist.world import none_awaited
 
 WARM = 3  # steps in which memory is found, kernels are chosen, the optimiser makes its moments and NCCL connects
 Take = Callable[[Batch, Tensor, bool], tuple[dict[str, Tensor], dict[str, Tensor]]]
@@ -48,9 +49,10 @@ class Replayed:
         return torch.full((), done, dtype=self._backend.dtype, device=self._backend.device)
 
     def _capture(self, batch: Batch, done: int) -> None:
-        """Nothing is computed, so nothing has happened where it fails."""
+        """Nothing is computed, so nothing has happened where it fails. Every rank calls it, and all succeed or none."""
         self._batch = replace(batch, rows=batch.rows.clone(), positions=batch.positions.clone())
-        self._done, graph = self._count(done), torch.cuda.CUDAGraph()
+        self._done, graph, why = self._count(done), torch.cuda.CUDAGraph(), ""
+        beside = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
         try:
             with (
                 self._backend.capturing(),
@@ -59,18 +61,18 @@ class Replayed:
                 torch.cuda.graph(graph, capture_error_mode="thread_local"),
             ):
                 self._terms, _ = self._take(self._batch, self._done, False)
+            if torch.cuda.mem_get_info()[0] < beside:
+                why = "there is no memory for both, and some steps and evaluations are not in the graph"
         except RuntimeError as error:
-            self._give_up(_first(error))
+            none_awaited()
+            # the end of a capture that has failed raises an error of its own
+            why = str(error.__context__ or error).partition("\n")[0]
+        reasons = [other for other in self._backend.world.everyone(why) if other]
+        if reasons:
+            self._give_up(reasons[0])
         else:
             self._graph = graph
 
     def _give_up(self, why: str) -> None:
-        self._captures = False
+        self._captures, self._terms = False, {}
         self._say(f"steps are launched kernel by kernel, not as one CUDA graph: {why}")
-
-
-def _first(error: BaseException) -> str:
-    """What began it, in one line: the end of a capture that has failed raises an error of its own."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return str(error).partition("\n")[0]

@@ -5,12 +5,17 @@ Sums have the same order in every call. Images are [replicas, images, channels, 
 their channels last in memory.
 """
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 ROWS = 64  # pixels of a block
+FUSED = {"enable_fp_fusion": True}  # what triton is about to give up as its default
 PARTS = 256  # of the sum over pixels that is the gradient of a weight
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -105,6 +110,18 @@ def _weight(
     tl.store(at, total, (k < 16 * C)[:, None] & (o < O)[None, :])
 
 
+def _on_its_device(launch: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """triton launches on the current device, wherever the tensors are."""
+
+    @wraps(launch)
+    def there(tensor: Tensor, *more: Any) -> Tensor:
+        with torch.cuda.device_of(tensor):
+            return launch(tensor, *more)
+
+    return there
+
+
+@_on_its_device
 def down(x: Tensor, w: Tensor, b: Tensor, dtype: torch.dtype, tf32: bool) -> Tensor:
     """The convolution of x [R, N, C, S, S] by w [R, O, C, 4, 4]: [R, N, O, S/2, S/2] in `dtype`."""
     (replicas, images, channels, size, _), outputs = x.shape, w.shape[1]
@@ -113,12 +130,13 @@ def down(x: Tensor, w: Tensor, b: Tensor, dtype: torch.dtype, tf32: bool) -> Ten
     rows, block = images * half * half, _block(outputs, 64)
     grid = triton.cdiv(rows, ROWS), triton.cdiv(outputs, block), replicas
     _down[grid](
-        x, columns, b, out, rows, size, *x.stride(), channels, outputs, *_precision(dtype, tf32), ROWS,
-        _block(16 * channels, 64), block,
+        x, columns, b.contiguous(), out, rows, size, *x.stride(), channels, outputs, *_precision(dtype, tf32), ROWS,
+        _block(16 * channels, 64), block, **FUSED,
     )  # fmt: skip
     return out.movedim(-1, -3)
 
 
+@_on_its_device
 def up(y: Tensor, w: Tensor, b: Tensor, dtype: torch.dtype, tf32: bool) -> Tensor:
     """The transposed one of y [R, N, O, S/2, S/2] by w [R, O, C, 4, 4]: [R, N, C, S, S] in `dtype`."""
     (replicas, images, inputs, half, _), channels, size = y.shape, w.shape[2], 2 * y.shape[3]
@@ -128,12 +146,13 @@ def up(y: Tensor, w: Tensor, b: Tensor, dtype: torch.dtype, tf32: bool) -> Tenso
     rows, block = images * (half + 1) ** 2, _block(4 * channels, 64)
     grid = triton.cdiv(rows, ROWS), triton.cdiv(4 * channels, block), replicas
     _up[grid](
-        y, columns, b, out, images, size, *y.stride(), channels, inputs, *_precision(dtype, tf32), ROWS,
-        _block(4 * inputs, 64), block,
+        y, columns, b.contiguous(), out, images, size, *y.stride(), channels, inputs, *_precision(dtype, tf32), ROWS,
+        _block(4 * inputs, 64), block, **FUSED,
     )  # fmt: skip
     return out.movedim(-1, -3)
 
 
+@_on_its_device
 def weight(x: Tensor, y: Tensor, dtype: torch.dtype, tf32: bool) -> Tensor:
     """The gradient of the weight, [R, O, C, 4, 4] in float32, of x [R, N, C, S, S] and y [R, N, O, S/2, S/2]."""
     (replicas, images, channels, size, _), outputs, half = x.shape, y.shape[2], y.shape[3]
@@ -145,7 +164,7 @@ def weight(x: Tensor, y: Tensor, dtype: torch.dtype, tf32: bool) -> Tensor:
     out = x.new_empty(replicas, parts, 4, 4, channels, outputs, dtype=torch.float32)
     _weight[(parts, all_tiles, replicas)](
         x, y, out, rows, size, *x.stride(), *y.stride(), each, channels, outputs, *_precision(dtype, tf32), ROWS,
-        block, other, tiles,
+        block, other, tiles, **FUSED,
     )  # fmt: skip
     return out.sum(1).permute(0, 4, 3, 1, 2)
 
@@ -162,7 +181,7 @@ def _precision(dtype: torch.dtype, tf32: bool) -> tuple[tl.dtype, str]:
 @triton.jit(do_not_specialize=["key"])
 def _hashed(positions, out, key, count, columns, GOLDEN: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
             BLOCK: tl.constexpr):  # fmt: skip
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     rows = _mix(tl.load(positions + i // columns, i < count, 0) * GOLDEN + key, A, B)
     tl.store(out + i, _mix(rows + (i % columns + 1).to(tl.int64) * GOLDEN, A, B), i < count)
 
@@ -174,11 +193,12 @@ def _mix(bits, A: tl.constexpr, B: tl.constexpr):
     return bits ^ ((bits >> 31) & 0x1FFFFFFFF)
 
 
+@_on_its_device
 def hashed(positions: Tensor, key: int, columns: int, golden: int, first: int, second: int) -> Tensor:
     """As `noise.hashed`, with its constants."""
     out = positions.new_empty(*positions.shape, columns)
     count, block = out.numel(), 512
     _hashed[(triton.cdiv(count, block),)](
-        positions.contiguous(), out, key, count, columns, golden, first, second, block
+        positions.contiguous(), out, key, count, columns, golden, first, second, block, **FUSED
     )
     return out

@@ -42,7 +42,11 @@ class Session:
     def smaller(self) -> str:
         """What makes the same run of less memory, for a user who lacks it."""
         now = self.recipes[0].train.accumulate
-        once = "; train.capture=false has a step's memory once, not twice" if self.backend.captures else ""
+        once = (
+            "; train.capture=false has a step's memory once, not twice"
+            if self.backend.captures and not self.backend.uncapturable
+            else ""
+        )
         return f"train.accumulate={2 * now}, now {now}, makes the same run of half as many images at a time{once}"
 
     def micros(self, batch: Batch) -> list[Micro]:

@@ -31,6 +31,11 @@ def together(what: str) -> Iterator[None]:
     _awaited.pop()
 
 
+def none_awaited() -> None:
+    """After an error that changes nothing for the others."""
+    _awaited.clear()
+
+
 def awaited() -> str:
     """The collective that this process is in, if it is in one."""
     return _awaited[-1] if _awaited else ""

@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from vaedist.data.order import Ids, Order
 from vaedist.data.store import DeviceStore, Store
 
 DEPTH = 3  # batches fetched ahead: one that is ready, one being copied to the device, one being gathered
+QUEUED = 16  # steps that the host may be ahead of a GPU: each has a batch there
 PLANNED = 16  # steps whose ids are taken at once: between two gathers the code for it is no longer in the CPU's cache
 
 
@@ -165,13 +167,14 @@ class _CudaLoader(_Loader):
         super().__init__(device)
         self.side = torch.cuda.Stream(device)
         self.ring: list[tuple[Tensor, Tensor, torch.cuda.Event]] = []  # pinned images, positions; their copy's end
+        self.given: deque[torch.cuda.Event] = deque()  # where the consumer stood when it took each of the last batches
 
     def load(self, store: Store, ids: Ids, positions: Ids) -> _Loaded:
         with torch.cuda.stream(self.side):  # also makes its device this thread's, for the pinned memory and the copies
             if isinstance(store, DeviceStore):
-                both = torch.from_numpy(np.concatenate([ids, positions[None]])).pin_memory()
-                both = both.to(self.side.device, non_blocking=True)
-                return _Loaded(Batch(both[:-1], both[-1], store), self.side.record_event())
+                both = torch.from_numpy(np.concatenate([positions[None], ids])).pin_memory()
+                both = both.to(self.side.device, non_blocking=True)  # positions first: where memory is aligned
+                return _Loaded(Batch(both[1:], both[0], store), self.side.record_event())
             if len(self.ring) < DEPTH:
                 pinned = torch.empty((*ids.shape, *store.shape), dtype=torch.uint8, pin_memory=True)
                 where = torch.empty(positions.shape, dtype=torch.int64, pin_memory=True)
@@ -188,6 +191,9 @@ class _CudaLoader(_Loader):
     def hand_over(self, loaded: _Loaded) -> Batch:
         assert loaded.copied is not None
         consumer = torch.cuda.current_stream(self.side.device)
+        self.given.append(consumer.record_event())
+        if len(self.given) > QUEUED:
+            self.given.popleft().synchronize()
         consumer.wait_event(loaded.copied)
         for tensor in (loaded.batch.rows, loaded.batch.positions):
             tensor.record_stream(consumer)  # its memory is the side stream's: free it only after the consumer's work
