@@ -7,7 +7,7 @@
 # a CUDA of its own would only be larger.
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE}
-# train.compile=true needs a compiler: of Triton's launchers on a GPU, of the loops themselves on a CPU.
+# A compiler is for Triton's launchers on a GPU, and for train.compile=true on a CPU.
 # hadolint ignore=DL3008
 RUN apt-get update -qq \
  && apt-get install -y -qq --no-install-recommends g++ tini \
