@@ -177,5 +177,5 @@ def test_a_switch_that_only_looks_keeps_the_run_directory_and_tf32_makes_another
     def named(*words: str) -> str:
         return load(["recipe=vae", *words])[0].run.name
 
-    assert named("train.compile=true", "debug.memory=true", "debug.deterministic=true") == "vae"
+    assert named("train.compile=true", "train.capture=false", "debug.memory=true") == "vae"
     assert named("train.tf32=true") == "vae,train.tf32=true"

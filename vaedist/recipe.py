@@ -104,8 +104,8 @@ def _refuse_unlike(recipes: Sequence[Recipe]) -> None:
 # What a resumed run may change: where things lie, how fast they go and when it looks, never what is computed.
 _FREE = (
     "run", "data.shards", "data.draw", "data.store", "data.cache", "data.pipe", "data.instead_of",
-    "train.steps", "train.accumulate", "train.replicas", "train.precision", "train.tf32", "train.compile",
-    "train.timeout", "train.engine", "train.zero_stage", "train.offload_",
+    "train.steps", "train.accumulate", "train.replicas", "train.precision", "train.tf32", "train.capture",
+    "train.compile", "train.timeout", "train.engine", "train.zero_stage", "train.offload_",
     "evaluate.", "checkpoint.", "track.", "debug.",
 )  # fmt: skip
 # Of these, what nevertheless makes another run of the same recipe unless `run` says otherwise.
