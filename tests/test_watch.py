@@ -177,5 +177,6 @@ def test_a_switch_that_only_looks_keeps_the_run_directory_and_tf32_makes_another
     def named(*words: str) -> str:
         return load(["recipe=vae", *words])[0].run.name
 
-    assert named("train.compile=true", "train.capture=false", "debug.memory=true") == "vae"
+    looking = "debug.memory=true", "debug.deterministic=true"
+    assert named("train.compile=true", "train.capture=false", *looking) == "vae"
     assert named("train.tf32=true") == "vae,train.tf32=true"
