@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.slurm.jobs import status
 from launch.slurm.sweep import combinations, written
 from vaedist.recipe import load
 from vaedist.words import ConfigError
@@ -45,3 +46,9 @@ def test_a_file_that_is_no_grid_is_answered_with_one_line(text, line, tmp_path):
         written([str(path)])
     assert str(caught.value).startswith(str(path))
     assert str(caught.value).endswith(f": {line}")
+
+
+def test_a_run_without_a_job_tells_how_far_it_is_and_one_that_is_not_there_is_an_error(tmp_path):
+    assert status(tmp_path) == f"{tmp_path}: no job of its own; step 0, nothing saved yet"
+    with pytest.raises(ConfigError, match="none: no job of SLURM has been submitted for it"):
+        status(tmp_path / "none")

@@ -128,9 +128,11 @@ def _submit(arguments: Sequence[str]) -> None:
     for task, (first, recipes) in enumerate(zip(runs, tasks, strict=True)):
         name = f"{submitted}_{task}" if array else submitted
         log = Path(str(pattern).replace("%A_%a", name).replace("%j", name))
-        Job(name, log).write(first)
         _say(f"{first}: job {name}, log {log}")
-        for run in [recipe.run for recipe in recipes] if asked.evaluate else []:
+        for run in [recipe.run for recipe in recipes]:
+            Job(name, log).write(run)
+            if not asked.evaluate:
+                continue
             after = jobs.submit(
                 [f"--dependency=afterok:{name}", f"--output={run.absolute()}/evaluate-%j.log", *own],
                 SCRIPTS / "evaluate.sbatch",

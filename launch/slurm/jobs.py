@@ -45,6 +45,8 @@ class Job:
 
 def status(run: Path) -> str:
     """One line: the job's state, how far the run is, and where to read on."""
+    if run.is_dir() and not (run / JOB).exists():  # a replica of a job that `sbatch` began, or a run without SLURM
+        return f"{run}: no job of its own; {_progress(run)}"
     job = Job.of(run)
     fields = job.fields()
     words = [f"{run}: job {job.number}", fields.get("JobState", "no longer known to SLURM")]
