@@ -64,6 +64,7 @@ def test_the_host_never_waits_for_the_gpu(objective, data, tmp_path):
         torch.cuda.set_sync_debug_mode("error" if 1 < step < counts.STEPS else "default")
 
     try:
-        counts.count(objective, data, tmp_path, strict)
+        found = counts.count(objective, data, tmp_path, strict)  # which raises where it waits
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert found["work"]["reads"] == 0

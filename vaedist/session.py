@@ -42,12 +42,10 @@ class Session:
     def smaller(self) -> str:
         """What makes the same run of less memory, for a user who lacks it."""
         now = self.recipes[0].train.accumulate
-        once = (
-            "; train.capture=false has a step's memory once, not twice"
-            if self.backend.captures and not self.backend.uncapturable
-            else ""
-        )
-        return f"train.accumulate={2 * now}, now {now}, makes the same run of half as many images at a time{once}"
+        half = f"train.accumulate={2 * now}, now {now}, makes the same run of half as many images at a time"
+        if not self.backend.captures or self.backend.uncapturable:
+            return half
+        return f"{half}; train.capture=false has a step's memory once, not twice"
 
     def micros(self, batch: Batch) -> list[Micro]:
         """The micro-batches of a step as the model sees them."""

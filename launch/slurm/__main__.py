@@ -131,14 +131,10 @@ def _submit(arguments: Sequence[str]) -> None:
         _say(f"{first}: job {name}, log {log}")
         for run in [recipe.run for recipe in recipes]:
             Job(name, log).write(run)
-            if not asked.evaluate:
-                continue
-            after = jobs.submit(
-                [f"--dependency=afterok:{name}", f"--output={run.absolute()}/evaluate-%j.log", *own],
-                SCRIPTS / "evaluate.sbatch",
-                [str(run)],
-            )
-            _say(f"{run}: evaluated by job {after}")
+            if asked.evaluate:
+                then = [f"--dependency=afterok:{name}", f"--output={run.absolute()}/evaluate-%j.log", *own]
+                after = jobs.submit(then, SCRIPTS / "evaluate.sbatch", [str(run)])
+                _say(f"{run}: evaluated by job {after}")
 
 
 if __name__ == "__main__":

@@ -96,10 +96,8 @@ class DeviceStore(HostStore):
         super().__init__(images)
         self.device, host = device, self._pixels
         self._pixels = torch.empty(host.shape, dtype=torch.uint8, device=device)
-        rows = self._pixels.flatten(1)
-        self._words = (
-            rows.view(torch.int64) if rows.shape[1] % 8 == 0 else rows
-        )  # eight pixels are copied as fast as one
+        rows = self._pixels.flatten(1)  # eight pixels are copied as fast as one
+        self._words = rows.view(torch.int64) if rows.shape[1] % 8 == 0 else rows
         step = max(1, CHUNK // int(np.prod(self.shape)))
         for start in range(0, self.count, step):
             self._pixels[start : start + step] = host[start : start + step]
