@@ -1,8 +1,8 @@
 """FID and KID against their definitions, and the weights they need."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -133,11 +133,7 @@ def test_the_network_is_torch_fidelitys_with_the_users_weights_and_without_a_net
     torch.save(drawn.state_dict(), path := tmp_path / "weights.pth")
 
     monkeypatch.setattr(library, "load_state_dict_from_url", None)
-    config = evaluators.Config(names=("fid",), inception=path)
-    subject = identity(count=9)
-    subject = SimpleNamespace(**(vars(subject) | {"config": config}), **{
-        name: getattr(subject, name) for name in ("count", "images", "noise", "codes")
-    })  # fmt: skip
+    subject = replace(identity(count=9), config=evaluators.Config(names=("fid",), inception=path))
     numbers = dict(fid.run(subject))
     ids = np.arange(9)
     held = drawn(subject.data.valid.gather(ids))[0]
