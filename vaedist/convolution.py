@@ -45,39 +45,40 @@ def _on_gpu(x: Tensor, layer: nn.Module) -> bool:
 def _apply(op: Any, x: Tensor, layer: Any) -> Tensor:
     """In the precision of autocast, where that is on."""
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
-    found: Tensor = op(x[None], layer.weight[None], layer.bias[None], dtype)[0]
-    return found
+    found: Tensor = op(x[None], layer.weight[None], dtype)[0]
+    return found + layer.bias.to(dtype)[:, None, None]  # cuDNN adds it by a kernel, too; torch.compile by the ReLU's
 
 
-# In the operations x is [R, N, C, S, S], y [R, N, O, S/2, S/2], w [R, O, C, 4, 4] and b [R, channels], of R replicas.
-# Images have their channels last in memory.
+# In the operations x is [R, N, C, S, S], y [R, N, O, S/2, S/2] and w [R, O, C, 4, 4], of R replicas. All have their
+# channels last in memory.
 
 
-def _down(x: Tensor, w: Tensor, b: Tensor, dtype: Dtype) -> Tensor:
+def _down(x: Tensor, w: Tensor, dtype: Dtype) -> Tensor:
     own = _own(x, w.shape[1], w.shape[2], dtype)
-    return _kernels().down(x, w, b, dtype, _tf32()) if own else _plain_down(x, w, b, dtype)
+    return _kernels().down(x, w, dtype, _tf32()) if own else _plain_down(x, w, dtype)
 
 
-def _up(y: Tensor, w: Tensor, b: Tensor, dtype: Dtype) -> Tensor:
+def _up(y: Tensor, w: Tensor, dtype: Dtype) -> Tensor:
     own = _own(y, w.shape[1], w.shape[2], dtype)
-    return _kernels().up(y, w, b, dtype, _tf32()) if own else _plain_up(y, w, b, dtype)
+    return _kernels().up(y, w, dtype, _tf32()) if own else _plain_up(y, w, dtype)
 
 
 def _slope(x: Tensor, y: Tensor, dtype: Dtype) -> Tensor:
-    """The gradient of w, float32: both operations', with either's gradient in the place of its result."""
+    """The gradient of w: both operations', with either's gradient in the place of its result."""
     own = _own(x, y.shape[2], x.shape[2], dtype)
-    return (_kernels().weight(x, y, dtype, _tf32()) if own else _plain_slope(x, y, dtype).float()).contiguous()
+    found = _kernels().weight(x, y, dtype, _tf32()) if own else _plain_slope(x, y, dtype)
+    return channels_last(found.to(dtype))
 
 
-def _plain_down(x: Tensor, w: Tensor, b: Tensor, dtype: Dtype) -> Tensor:
+def _plain_down(x: Tensor, w: Tensor, dtype: Dtype) -> Tensor:
     """By torch, the replicas as groups."""
-    images, weight, bias = _grouped(x, dtype), w.to(dtype).flatten(0, 1), b.to(dtype).flatten()
-    return _apart(F.conv2d(images, weight, bias, stride=2, padding=1, groups=len(x)), len(x))
+    images, weight = _grouped(x, dtype), w.to(dtype).flatten(0, 1)
+    return _apart(F.conv2d(images, weight, stride=2, padding=1, groups=len(x)), len(x))
 
 
-def _plain_up(y: Tensor, w: Tensor, b: Tensor, dtype: Dtype) -> Tensor:
-    images, weight, bias = _grouped(y, dtype), w.to(dtype).flatten(0, 1), b.to(dtype).flatten()
-    return _apart(F.conv_transpose2d(images, weight, bias, stride=2, padding=1, groups=len(y)), len(y))
+def _plain_up(y: Tensor, w: Tensor, dtype: Dtype) -> Tensor:
+    images, weight = _grouped(y, dtype), w.to(dtype).flatten(0, 1)
+    return _apart(F.conv_transpose2d(images, weight, stride=2, padding=1, groups=len(y)), len(y))
 
 
 def _plain_slope(x: Tensor, y: Tensor, dtype: Dtype) -> Tensor:
@@ -112,14 +113,14 @@ def _trial(outputs: int, channels: int, given: Dtype, dtype: Dtype, tf32: bool, 
         return torch.randn(shape, generator=generator).to(device)
 
     x, y = (channels_last(draw(2, 16, *shape)).to(given) for shape in ((channels, 16, 16), (outputs, 8, 8)))
-    w, b, c = draw(2, outputs, channels, 4, 4), draw(2, outputs + 1)[:, 1:], draw(2, channels + 1)[:, 1:]
+    w = channels_last(draw(2, outputs, channels, 4, 4))
     ours = {
-        "down": _kernels().down(x, w, b, dtype, tf32),
-        "up": _kernels().up(y, w, c, dtype, tf32),
+        "down": _kernels().down(x, w, dtype, tf32),
+        "up": _kernels().up(y, w, dtype, tf32),
         "weight": _kernels().weight(x, y, dtype, tf32),
     }
-    (x, y, w, b, c), exact = (tensor.double() for tensor in (x, y, w, b, c)), torch.float64
-    theirs = _plain_down(x, w, b, exact), _plain_up(y, w, c, exact), _plain_slope(x, y, exact)
+    (x, y, w), exact = (tensor.double() for tensor in (x, y, w)), torch.float64
+    theirs = _plain_down(x, w, exact), _plain_up(y, w, exact), _plain_slope(x, y, exact)
     limit = 1e-5 if dtype == torch.float32 and not tf32 else 2e-2
     for (name, found), expected in zip(ours.items(), theirs, strict=True):
         error = float((found - expected).norm() / expected.norm())
@@ -139,39 +140,35 @@ def _kernels() -> Any:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.dtype = inputs[3]
+    *tensors, ctx.dtype = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _down_back(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
     (x, w), dtype, back = ctx.saved_tensors, ctx.dtype, None
     if ctx.needs_input_grad[0]:
-        back = torch.ops.vaedist.up(slope, w, w.new_zeros(len(w), w.shape[2]), dtype).to(x.dtype)
-    return back, torch.ops.vaedist.slope(x, slope, dtype).to(w.dtype), _bias(slope, w), None
+        back = torch.ops.vaedist.up(slope, w, dtype).to(x.dtype)
+    return back, torch.ops.vaedist.slope(x, slope, dtype).to(w.dtype), None
 
 
 def _up_back(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
     (y, w), dtype = ctx.saved_tensors, ctx.dtype
-    back = torch.ops.vaedist.down(slope, w, w.new_zeros(len(w), w.shape[1]), dtype).to(y.dtype)
-    return back, torch.ops.vaedist.slope(slope, y, dtype).to(w.dtype), _bias(slope, w), None
+    back = torch.ops.vaedist.down(slope, w, dtype).to(y.dtype)
+    return back, torch.ops.vaedist.slope(slope, y, dtype).to(w.dtype), None
 
 
-def _bias(slope: Tensor, w: Tensor) -> Tensor:
-    return slope.sum((1, 3, 4), dtype=w.dtype)
-
-
-def _fake_down(x: Tensor, w: Tensor, b: Tensor, dtype: Dtype) -> Tensor:
+def _fake_down(x: Tensor, w: Tensor, dtype: Dtype) -> Tensor:
     half = x.shape[3] // 2
     return x.new_empty(*x.shape[:2], half, half, w.shape[1], dtype=dtype).movedim(-1, -3)
 
 
-def _fake_up(y: Tensor, w: Tensor, b: Tensor, dtype: Dtype) -> Tensor:
+def _fake_up(y: Tensor, w: Tensor, dtype: Dtype) -> Tensor:
     size = y.shape[3] * 2
     return y.new_empty(*y.shape[:2], size, size, w.shape[2], dtype=dtype).movedim(-1, -3)
 
 
 def _fake_slope(x: Tensor, y: Tensor, dtype: Dtype) -> Tensor:
-    return x.new_empty(len(x), y.shape[2], x.shape[2], 4, 4, dtype=torch.float32)
+    return x.new_empty(len(x), y.shape[2], 4, 4, x.shape[2], dtype=dtype).movedim(-1, -3)
 
 
 def _over_replicas(name: str) -> Any:
@@ -190,8 +187,8 @@ def _over_replicas(name: str) -> Any:
 
 
 for _name, _arguments, _work, _fake in (
-    ("down", "Tensor x, Tensor w, Tensor b", _down, _fake_down),
-    ("up", "Tensor y, Tensor w, Tensor b", _up, _fake_up),
+    ("down", "Tensor x, Tensor w", _down, _fake_down),
+    ("up", "Tensor y, Tensor w", _up, _fake_up),
     ("slope", "Tensor x, Tensor y", _slope, _fake_slope),
 ):
     torch.library.define(f"vaedist::{_name}", f"({_arguments}, ScalarType dtype) -> Tensor")

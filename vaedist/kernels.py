@@ -1,11 +1,13 @@
-"""Triton kernels for a GPU: the convolutions of `convolution`, of several networks at once, and the hash of `noise`.
+"""Triton kernels for a GPU: the convolutions of `convolution`, of several networks at once, Adam, the hash of `noise`.
 
 A convolution is a product of matrices whose left one, the patches of the images, is gathered while it is multiplied.
 Sums have the same order in every call. Images are [replicas, images, channels, size, size] in any layout, results have
 their channels last in memory.
 """
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
@@ -17,6 +19,8 @@ from torch import Tensor
 ROWS = 64  # pixels of a block
 FUSED = {"enable_fp_fusion": True}  # what triton is about to give up as its default
 PARTS = 256  # of the sum over pixels that is the gradient of a weight
+BLOCK = 1024  # numbers of a block of Adam's
+TENSORS = 64  # of a launch of Adam's
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
@@ -36,7 +40,7 @@ def _patches(
 
 @triton.jit
 def _down(
-    x, w, b, out, M, S, sr, sn, sc, sh, sw,
+    x, w, out, M, S, sr, sn, sc, sh, sw,
     C: tl.constexpr, O: tl.constexpr, T: tl.constexpr, P: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
@@ -50,14 +54,13 @@ def _down(
         weights = tl.load(w + (r * 16 * C + k)[:, None] * O + o[None, :], (k < 16 * C)[:, None] & (o < O)[None, :], 0.0)
         patches = _patches(x, r, m, k, M, S, sr, sn, sc, sh, sw, C, T)
         total = tl.dot(patches, weights.to(T), total, input_precision=P)
-    total += tl.load(b + r * O + o, o < O, 0.0).to(tl.float32)[None, :]
     at = out + (r.to(tl.int64) * M + m)[:, None] * O + o[None, :]
     tl.store(at, total, (m < M)[:, None] & (o < O)[None, :])
 
 
 @triton.jit
 def _up(
-    y, w, b, out, N, S, sr, sn, sc, sh, sw,
+    y, w, out, N, S, sr, sn, sc, sh, sw,
     C: tl.constexpr, O: tl.constexpr, T: tl.constexpr, P: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BJ: tl.constexpr,
 ):  # fmt: skip
@@ -81,7 +84,6 @@ def _up(
         at = y + r.to(tl.int64) * sr + n[:, None] * sn + (k % O)[None, :] * sc + i * sh + l * sw
         total = tl.dot(tl.load(at, inside, 0.0).to(T), weights.to(T), total, input_precision=P)
     c, row, column = j % C, 2 * p[:, None] - 1 + j[None, :] // (2 * C), 2 * q[:, None] - 1 + j[None, :] // C % 2
-    total += tl.load(b + r * C + c, j < 4 * C, 0.0).to(tl.float32)[None, :]
     inside = (n < N)[:, None] & (j < 4 * C)[None, :] & (row >= 0) & (row < S) & (column >= 0) & (column < S)
     at = out + (((r.to(tl.int64) * N + n)[:, None] * S + row) * S + column) * C + c[None, :]
     tl.store(at, total, inside)
@@ -122,7 +124,7 @@ def _on_its_device(launch: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 @_on_its_device
-def down(x: Tensor, w: Tensor, b: Tensor, dtype: torch.dtype, tf32: bool) -> Tensor:
+def down(x: Tensor, w: Tensor, dtype: torch.dtype, tf32: bool) -> Tensor:
     """The convolution of x [R, N, C, S, S] by w [R, O, C, 4, 4]: [R, N, O, S/2, S/2] in `dtype`."""
     (replicas, images, channels, size, _), outputs = x.shape, w.shape[1]
     half, columns = size // 2, w.permute(0, 3, 4, 2, 1).to(dtype).contiguous()
@@ -130,14 +132,14 @@ def down(x: Tensor, w: Tensor, b: Tensor, dtype: torch.dtype, tf32: bool) -> Ten
     rows, block = images * half * half, _block(outputs, 64)
     grid = triton.cdiv(rows, ROWS), triton.cdiv(outputs, block), replicas
     _down[grid](
-        x, columns, b.contiguous(), out, rows, size, *x.stride(), channels, outputs, *_precision(dtype, tf32), ROWS,
+        x, columns, out, rows, size, *x.stride(), channels, outputs, *_precision(dtype, tf32), ROWS,
         _block(16 * channels, 64), block, **FUSED,
     )  # fmt: skip
     return out.movedim(-1, -3)
 
 
 @_on_its_device
-def up(y: Tensor, w: Tensor, b: Tensor, dtype: torch.dtype, tf32: bool) -> Tensor:
+def up(y: Tensor, w: Tensor, dtype: torch.dtype, tf32: bool) -> Tensor:
     """The transposed one of y [R, N, O, S/2, S/2] by w [R, O, C, 4, 4]: [R, N, C, S, S] in `dtype`."""
     (replicas, images, inputs, half, _), channels, size = y.shape, w.shape[2], 2 * y.shape[3]
     folded = w.to(dtype).view(replicas, inputs, channels, 2, 2, 2, 2).flip(3, 5)  # row: far or near, parity; column
@@ -146,7 +148,7 @@ def up(y: Tensor, w: Tensor, b: Tensor, dtype: torch.dtype, tf32: bool) -> Tenso
     rows, block = images * (half + 1) ** 2, _block(4 * channels, 64)
     grid = triton.cdiv(rows, ROWS), triton.cdiv(4 * channels, block), replicas
     _up[grid](
-        y, columns, b.contiguous(), out, images, size, *y.stride(), channels, inputs, *_precision(dtype, tf32), ROWS,
+        y, columns, out, images, size, *y.stride(), channels, inputs, *_precision(dtype, tf32), ROWS,
         _block(4 * inputs, 64), block, **FUSED,
     )  # fmt: skip
     return out.movedim(-1, -3)
@@ -176,6 +178,56 @@ def _block(numbers: int, most: int) -> int:
 
 def _precision(dtype: torch.dtype, tf32: bool) -> tuple[tl.dtype, str]:
     return TYPES[dtype], "tf32" if tf32 else "ieee"
+
+
+@triton.jit
+def _adam(
+    W, G, A, B, T, scale, skipped, STARTS: tl.constexpr, SIZES: tl.constexpr,
+    LR: tl.constexpr, BETA: tl.constexpr, GAMMA: tl.constexpr, LN_BETA: tl.constexpr, LN_GAMMA: tl.constexpr,
+    DECAY: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Weights, gradients, both moments and counts of steps; a tensor's blocks begin at its number in STARTS."""
+    block = tl.program_id(0)
+    w, g, a, b, t, start, size = W[0], G[0], A[0], B[0], T[0], 0, SIZES[0]
+    for i in tl.static_range(1, len(SIZES)):
+        here = block >= STARTS[i]
+        w, g, t = tl.where(here, W[i], w), tl.where(here, G[i], g), tl.where(here, T[i], t)
+        a, b = tl.where(here, A[i], a), tl.where(here, B[i], b)
+        start, size = tl.where(here, STARTS[i], start), tl.where(here, SIZES[i], size)
+    at = (block - start).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    known = at < size
+    slope = tl.load(g + at, known, 0.0)
+    if scale is not None:
+        slope = tl.div_rn(slope, tl.load(scale))
+    if skipped is not None:
+        known = at < tl.where(tl.load(skipped) > 0, 0, size)
+    count = tl.load(t).to(tl.float64)  # in float32, 1 - 0.999 has three digits less
+    rate = tl.full((), LR, tl.float64) / (1 - tl.exp(count * tl.full((), LN_BETA, tl.float64)))
+    root = tl.sqrt(1 - tl.exp(count * tl.full((), LN_GAMMA, tl.float64)))
+    mean = BETA * tl.load(a + at, known, 0.0) + (1 - BETA) * slope
+    square = GAMMA * tl.load(b + at, known, 0.0) + (1 - GAMMA) * slope * slope
+    weight = tl.load(w + at, known, 0.0) * (1 - LR * DECAY)
+    weight -= rate.to(tl.float32) * tl.div_rn(mean, tl.div_rn(tl.sqrt_rn(square), root.to(tl.float32)) + EPS)
+    tl.store(w + at, weight, known)
+    tl.store(a + at, mean, known)
+    tl.store(b + at, square, known)
+
+
+def adam(
+    rows: Sequence[Sequence[Tensor]], scale: Tensor | None, skipped: Tensor | None,
+    lr: float, beta: float, gamma: float, decay: float, eps: float,
+) -> None:  # fmt: skip
+    """As `adam.at_once`."""
+    logarithms = [math.log(number) if number else -1e9 for number in (beta, gamma)]
+    with torch.cuda.device_of(rows[0][0]):
+        for first in range(0, len(rows[0]), TENSORS):
+            these = [tuple(row[first : first + TENSORS]) for row in rows]
+            sizes = [weight.numel() for weight in these[0]]
+            *starts, total = itertools.accumulate((triton.cdiv(size, BLOCK) for size in sizes), initial=0)
+            _adam[(total,)](
+                *these, scale, skipped, tuple(starts), tuple(sizes), lr, beta, gamma, *logarithms, decay, eps, BLOCK,
+                **FUSED,
+            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["key"])

@@ -1,0 +1,100 @@
+"""Our step of Adam is torch's: the kernel on a GPU, and everywhere as triton interprets it."""
+
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from vaedist import adam, optimizer, trust
+
+CUDA = torch.cuda.is_available()
+SHAPES = (5,), (3, 1000), (2048,), (8, 3, 4, 4)
+SCALERS = (None, None), (8.0, 0.0), (8.0, 1.0), (None, 0.0), (None, 1.0)  # what GradScaler says: scale, skipped
+SETTINGS = {"lr": 1e-3, "beta2": 0.99, "eps": 1e-8}
+
+
+def rows(device: str, count: float) -> list[list[Tensor]]:
+    """Weights, gradients of many magnitudes, moments and counts of steps."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw() -> list[Tensor]:
+        made = [torch.randn(shape, generator=generator) for shape in SHAPES]
+        return [one.to(memory_format=torch.channels_last) if one.ndim == 4 else one for one in made]
+
+    weights, means = draw(), draw()
+    slopes = [one * 10.0 ** torch.randint(-6, 3, one.shape, generator=generator) for one in draw()]
+    squares, counts = [mean.square() for mean in means], [torch.tensor(count + i) for i in range(len(SHAPES))]
+    return [[one.to(device) for one in row] for row in (weights, slopes, means, squares, counts)]
+
+
+def check(device: str) -> None:
+    """Against torch's in float64: at the first step, scaled, clipped (torch has unscaled then), overflowing."""
+    for count, beta, decay, (scale, skipped) in itertools.product((1.0, 20_000.0), (0.0, 0.9), (0.0, 0.1), SCALERS):
+        numbers = SETTINGS | {"beta1": beta, "weight_decay": decay}
+        for name, value in (("grad_scale", scale), ("found_inf", skipped)):
+            numbers[name] = None if value is None else torch.full((), value, device=device)
+        ours, before = rows(device, count), rows(device, count)
+        *theirs, counts = [[one.double() for one in row] for row in before]
+        adam.at_once(ours, **numbers)
+        adam.fused(*theirs, [], [one.float() for one in counts], amsgrad=False, maximize=False, **numbers)
+        for row in (0, 2, 3):
+            for one, other, start in zip(ours[row], theirs[row], before[row], strict=True):
+                assert one.stride() == start.stride()
+                assert float((one - other).norm() / other.norm()) < 2e-7
+                assert torch.equal(one, start) == (skipped == 1)
+
+
+def taken(steps: int = 3) -> list[Tensor]:
+    """Weights after some steps of a run's optimiser, as a backend lets it make them on a GPU."""
+    weights = [torch.nn.Parameter(weight) for weight in rows("cpu", 0)[0]]
+    made = optimizer.Config(lr=1e-2).build([{"params": weights[:2]}, {"params": weights[2:], "betas": (0.5, 0.9)}])
+    for step in range(steps):
+        for weight, slope in zip(weights, rows("cpu", 0)[1], strict=True):
+            weight.grad = slope * (step + 1)
+        with adam.by_own_kernel(torch.device("cuda")):
+            made.step()
+    return [weight.detach() for weight in weights]
+
+
+@pytest.mark.parametrize("fault", ["", "zeros", "no compiler"])
+def test_a_kernel_that_is_wrong_or_does_not_compile_gives_way_to_torchs(fault, monkeypatch, capsys):
+    calls = []
+
+    def kernel(given: list[list[Tensor]], *_: object, **numbers: float) -> None:
+        calls.append(len(given[0]))
+        if fault == "no compiler":
+            raise RuntimeError("no compiler\nand more")
+        if not fault:
+            *four, counts = given
+            adam.fused(*four, [], counts, **({"amsgrad": False, "maximize": False} | numbers))
+
+    monkeypatch.setattr(trust, "_tried", {})
+    monkeypatch.setattr(adam, "at_once", kernel)
+    ours = taken()
+    monkeypatch.setattr(adam, "by_own_kernel", lambda device: torch.no_grad())
+    assert all(torch.equal(one, other) for one, other in zip(ours, taken(), strict=True))
+    assert calls == ([3] if fault else [3, *[2, 2] * 3])  # the trial, then both groups at every step
+    told = capsys.readouterr().err
+    why = {"zeros": "Adam is off by ", "no compiler": "no compiler\n", "": ""}[fault]
+    assert (told == "") == (fault == "")
+    assert why in told
+
+
+def test_the_kernel_as_triton_interprets_it():
+    words = [sys.executable, __file__]
+    done = subprocess.run(words, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
+def test_the_kernel_on_a_gpu():
+    check("cuda")
+
+
+if __name__ == "__main__":
+    check("cpu")
