@@ -24,7 +24,7 @@ from vaedist.recipe import load
 from vaedist.stop import Stop
 from vaedist.trainer import train
 
-OBJECTIVES, SIZES, BATCH = ("vae", "factorvae", "betatcvae"), (1, 2), 8
+OBJECTIVES, SIZES, BATCH = ("vae", "factorvae", "factorvae train.precision=bf16", "betatcvae"), (1, 2), 8
 COUNTED = ("operations", "tensors", "bytes", "reads")
 STEPS = 4  # of which the first are not counted
 
@@ -73,7 +73,7 @@ def tensors(tree: Any) -> list[torch.Tensor]:
 
 def count(objective: str, data: Path, run: Path, between: Callable[[int], None] = lambda step: None) -> dict[str, Any]:
     """Work and traffic of a step, which are those of the next one; `between` is called after every step."""
-    words = [f"recipe={objective}", f"data.shards={data}", f"data.cache={data.parent / 'cache'}", f"run={run}"]
+    words = [*f"recipe={objective}".split(), f"data.shards={data}", f"data.cache={data.parent / 'cache'}", f"run={run}"]
     recipe, _ = load([*words, "data.crop=null", f"train.batch={BATCH}", "train.capture=false", "track.wandb=off"])
     mode, ends = Operations(), []
 

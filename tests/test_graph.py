@@ -5,15 +5,19 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import cases
 import pytest
+import small
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vaedist import branch
 from vaedist.data.stream import Batch
 from vaedist.graph import WARM, Replayed
 from vaedist.objectives.vae import ELBO
@@ -120,6 +124,49 @@ def test_a_graph_that_leaves_no_memory_for_other_steps_is_given_up(monkeypatch):
     steps(replayed, measured=set())
     (line,) = lines
     assert line.endswith("there is no memory for both, and some steps and evaluations are not in the graph")
+
+
+class Order:
+    """Stands for a stream of a GPU: who is current, and what waits for what."""
+
+    def __init__(self) -> None:
+        self.current, self.waits = "rest", []
+
+    def stream(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(name=name, wait_stream=lambda other: self.waits.append((name, other.name)))
+
+    @contextmanager
+    def enter(self, stream: SimpleNamespace) -> Iterator[None]:
+        before, self.current = self.current, stream.name
+        yield
+        self.current = before
+
+
+def test_the_players_of_factorvae_are_beside_the_rest_and_waited_for(monkeypatch):
+    """The second batch and the discriminator; what one branch reads of the other is kept until both have ended."""
+    order, where = Order(), []
+    monkeypatch.setattr(torch.cuda, "stream", order.enter)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: order.stream(order.current))
+    objective, micros = small.small("factorvae"), small.micro_batches(2)
+    expected = small.step(objective, micros)
+    gradients = [weight.grad.clone() for weight in objective.parameters()]
+    networks = {"encoder": objective.vae.encoder, "decoder": objective.vae.decoder, "critic": objective.discriminator}
+    for name, network in networks.items():
+        network.register_forward_hook(lambda *_, name=name: where.append((name, order.current)))
+    with branch.branching(order.stream("branch")):
+        assert small.step(objective, micros) == expected
+        held = list(branch._held)
+    latents, forward = ("encoder", "rest"), ("encoder", "rest")
+    assert where == [("encoder", "branch"), latents, forward, *[("critic", "branch")] * 2, ("decoder", "rest")]
+    assert order.waits == [("branch", "rest"), ("branch", "rest"), ("rest", "branch")]
+    assert all(torch.equal(weight.grad, one) for weight, one in zip(objective.parameters(), gradients, strict=True))
+    ((second, *_), *_), ((z, permuted), _, terms) = held
+    assert second is micros
+    assert z.shape == permuted.shape
+    assert [term.item() for term in terms] == [
+        expected[name] for name in ("tc", "discriminator", "discriminator_accuracy")
+    ]
+    assert branch._held == []
 
 
 def trained(

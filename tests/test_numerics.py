@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cases
@@ -14,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vaedist import backend
 from vaedist.debug import DivergedError, DriftError, compare_replicas, digest
+from vaedist.halves import Autocast
 from vaedist.noise import Noise
 from vaedist.objectives import Objective
 from vaedist.recipe import load
@@ -80,6 +82,24 @@ def test_nothing_but_the_layers_computes_in_half_precision(case, half, data, tmp
                 assert {term.dtype for term in terms.values()} == {torch.float32}
     assert half in results.inside
     assert half not in results.outside, results.outside[half]
+
+
+@pytest.mark.parametrize("half", backend.HALF.values(), ids=backend.HALF)
+@pytest.mark.parametrize("case", cases.TINY)
+def test_weights_rounded_at_once_give_the_bits_of_autocast(case, half, data, tmp_path):
+    recipe, _ = load(cases.words(case, data, tmp_path))
+    images, noise = torch.rand(2, 3, 3, 64, 64), Noise(7, torch.arange(3))
+    found = []
+    for at_once in (half, None):
+        torch.manual_seed(0)
+        objective = recipe.objective.build(tiny_model.Config().build((3, 64, 64), World()), World(), 50)
+        autocast = partial(torch.autocast, "cpu", dtype=half)
+        with torch.no_grad(), autocast():
+            (survey,) = objective.survey([(images[: objective.streams], noise)], torch.zeros(()))
+        terms = Autocast(objective, autocast, at_once)(images[: objective.streams], noise, torch.zeros(()), survey)
+        terms["loss"].backward()
+        found.append([*terms.values(), *(weight.grad for weight in objective.parameters() if weight.grad is not None)])
+    assert all(torch.equal(one, other) and one.dtype == other.dtype for one, other in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("half", backend.HALF.values(), ids=backend.HALF)

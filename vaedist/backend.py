@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from shards.parallel import cores
-from vaedist import zero
+from vaedist import adam, zero
+from vaedist.branch import branching
 from vaedist.checkpoint import CheckpointError, Snapshot, averaged
 from vaedist.config import ConfigError, bounded
 from vaedist.debug import DivergedError, read
 from vaedist.gradients import Gradients
+from vaedist.halves import Autocast
 from vaedist.heap import keep_freed_memory
 from vaedist.optimizer import Average
 from vaedist.peers import Peers
@@ -86,18 +88,6 @@ class Config:
                 f"on {world_size} processes: use {fitting}"
             )
         return rows
-
-
-class _Cast(nn.Module):
-    """The objective inside of autocast: the same under every engine, which is why the engines do not do it."""
-
-    def __init__(self, objective: nn.Module, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
-        super().__init__()
-        self.objective, self._autocast = objective, autocast
-
-    def forward(self, *batch: Any) -> dict[str, Tensor]:
-        with self._autocast():
-            return self.objective(*batch)
 
 
 class Backend:
@@ -202,7 +192,9 @@ class Backend:
         for group in groups:
             group["capturable"] = True  # Adam asks for the word; fused, it does the same without
         try:
-            yield
+            # a compiled objective has no branches, and its survey, which is not compiled, must not leave it one
+            with branching(None if self._config.compile else torch.cuda.Stream(self.device)):
+                yield
         except BaseException:
             self._accelerator.step = made
             self.forget_gradients()
@@ -236,9 +228,10 @@ class Backend:
             objective.compile(fullgraph=True)  # the names of the weights stay
         if self._config.ema is not None:
             optimizer.register_step_post_hook(Average(self._config.ema))
-        model: Any = _Cast(objective, self.autocast)
+        model: Any = Autocast(objective, self.autocast, self._half if self._stage is None else None)
         if self._stage is None:
-            model.to(self.device)
+            # convolutions read weights that lie as their images do; DeepSpeed lays them out itself
+            model.to(self.device, memory_format=torch.channels_last)
             self._gradients = Gradients(objective.parameters(), self.world)
         else:
             model, _ = self._accelerator.prepare(model, optimizer)
@@ -278,7 +271,7 @@ class Backend:
             if self._config.clip:
                 self._scaler.unscale_(self._optimizer)
                 nn.utils.clip_grad_norm_(self._objective.parameters(), self._config.clip)
-            self._scaler.step(self._optimizer)
+            self._move()
             self._scaler.update()
             self.forget_gradients()
         elif self._shares and self._shares.zero.overflow and self._half != torch.float16:
@@ -287,6 +280,10 @@ class Backend:
                 f"step {number}: the gradients are not finite; nothing of this step was saved; start a new run with a "
                 "lower lr, or resume this with train.precision=fp32 if that was not it"
             )
+
+    def _move(self) -> None:
+        with adam.by_own_kernel(self.device):
+            self._scaler.step(self._optimizer)
 
     def gradient_norms(self, step: int) -> dict[str, float]:
         """Of each player, in the measured `step` just made: of the whole batch's gradient, before clipping.
@@ -412,8 +409,10 @@ def on_cpu(tensors: Weights) -> Weights:
 
 
 def _like(value: Tensor, key: str, parameter: nn.Parameter) -> Tensor:
-    """A moment in the parameter's precision; Adam's count of steps stays float32."""
-    return value.to(parameter.device, value.dtype if key.endswith(f"/{zero.STEP}") else parameter.dtype)
+    """A moment in the parameter's precision and layout; Adam's count of steps stays float32."""
+    if key.endswith(f"/{zero.STEP}"):
+        return value.to(parameter.device)
+    return torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
 def _attempt(url: str, **more: Any) -> Iterator[tuple[Any, int, int]]:

@@ -28,11 +28,14 @@ class Gradients:
         if self._world.size == 1:
             return
         moved = [parameter for parameter in self._parameters if parameter.grad is not None]
-        gradients = [parameter.grad.flatten() for parameter in moved if parameter.grad is not None]
+        # as they lie in memory, where a gradient lies as its weight does
+        gradients = [
+            parameter.grad.as_strided((parameter.numel(),), (1,)) for parameter in moved if parameter.grad is not None
+        ]
         if self._whole is None:
             self._whole = torch.cat(gradients)
         else:
             torch.cat(gradients, out=self._whole)
         self._world.average(self._whole)
         for parameter, mean in zip(moved, self._whole.split([len(part) for part in gradients]), strict=True):
-            parameter.grad = mean.view_as(parameter)
+            parameter.grad = mean.as_strided(parameter.shape, parameter.stride())

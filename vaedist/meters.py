@@ -54,7 +54,7 @@ class Meters:
 
 def over_micros(micros: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """The terms of a step, float64: means over its micro-batches, of this rank's rows."""
-    rows = [torch.stack([term.detach().double() for term in terms.values()]) for terms in micros]
+    rows = [torch.stack(list(terms.values())).detach().double() for terms in micros]
     return dict(zip(micros[0], torch.stack(rows).mean(0), strict=True))
 
 

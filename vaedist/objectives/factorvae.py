@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaedist import objectives
+from vaedist.branch import beside
 from vaedist.config import bounded
 from vaedist.layers import WideLinear, frozen
 from vaedist.models import VAE
@@ -61,22 +62,18 @@ class FactorVAE(objectives.Objective):
 
     def survey(self, micros: Sequence[objectives.Micro], step: Tensor) -> Sequence[Tensor]:
         """Samples of the product of marginals for all rows of the step: the second batch's z, permuted over it all."""
+        return beside(self._permuted, micros).value  # for the players, beside
+
+    def _permuted(self, micros: Sequence[objectives.Micro]) -> Sequence[Tensor]:
         z = torch.stack([self.posterior(images[1], noise.fork("second batch")).z for images, noise in micros])
         positions = torch.stack([noise.positions for _, noise in micros])
         return self.world.permute_dims(z, micros[0][1].at(positions)).unbind()
 
     def forward(self, images: Tensor, noise: Noise, step: Tensor, surveyed: Any) -> dict[str, Tensor]:
         q = self.posterior(images[0], noise)
+        game = beside(self._play, q.z, surveyed)
         recon, kl = self.recon(q.z, images[0], noise), q.kl().sum(1).mean()
-
-        joint, product = frozen(self.discriminator, q.z).unbind(1)
-        tc = (joint - product).mean()
-
-        logits = self.discriminator(torch.cat([q.z.detach(), surveyed]))
-        label = torch.arange(2, device=logits.device).repeat_interleave(len(surveyed))
-        discriminator = F.cross_entropy(logits, label)
-
-        accuracy = (logits.argmax(1) == label).to(kl.dtype).mean()
+        tc, discriminator, accuracy = game.result()
         return {
             "loss": recon + kl + self.gamma * tc + discriminator,
             "recon": recon,
@@ -85,6 +82,16 @@ class FactorVAE(objectives.Objective):
             "discriminator": discriminator,
             "discriminator_accuracy": accuracy,
         }
+
+    def _play(self, z: Tensor, permuted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """tc, the discriminator's cross-entropy and its accuracy."""
+        joint, product = frozen(self.discriminator, z).unbind(1)
+        tc = (joint - product).mean()
+
+        logits = self.discriminator(torch.cat([z.detach(), permuted]))
+        label = torch.arange(2, device=logits.device).repeat_interleave(len(permuted))
+        accuracy = (logits.argmax(1) == label).to(z.dtype).mean()
+        return tc, F.cross_entropy(logits, label), accuracy
 
     def param_groups(self) -> Iterator[dict[str, Any]]:
         yield from super().param_groups()

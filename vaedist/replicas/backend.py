@@ -63,7 +63,7 @@ class ReplicaBackend(Backend):
         for player, gradient in zip(players, gradients, strict=True):
             for row, own in zip(player.row, gradient, strict=True):
                 row.grad = own
-        self._optimizer.step()
+        self._move()
         self.forget_gradients()
 
     def forget_gradients(self) -> None:
