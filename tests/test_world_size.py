@@ -1,7 +1,11 @@
 """The promise of the project: the same losses from any number of processes, under accumulation, and after a restart."""
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import cases
@@ -135,3 +139,28 @@ def test_a_run_killed_on_two_processes_goes_on_with_one(data, tmp_path):
     cases.run("factorvae", data, run, train_precision="fp64")
     assert len(cases.rows(run)) == steps("factorvae")
     assert distance(run, "factorvae") <= 1e-9
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_two_processes_that_share_a_gpu_reach_the_golden_losses(data, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, WORKER, "share", data, tmp_path],
+            env=os.environ | {name: str(value) for name, value in (where | {"RANK": rank}).items()},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [rank.communicate() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said[0][1][-2000:] + said[1][1][-2000:]
+    name = torch.cuda.get_device_name()
+    assert f"2 processes on {name}, fp32" in said[0][0]
+    assert "not as one CUDA graph: the processes share gradients by gloo, on the CPU" in said[0][0]
+    assert {case: loss_distance(tmp_path / case, case) <= 1e-4 for case in cases.CASES} == dict.fromkeys(
+        cases.CASES, True
+    )

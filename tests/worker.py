@@ -1,4 +1,4 @@
-"""One rank of a launched test: `worker.py everything DATA OUT` or `worker.py die DATA RUN CASE PRECISION`."""
+"""One rank of a launched test: `worker.py everything|share DATA OUT` or `worker.py die DATA RUN CASE PRECISION`."""
 
 import hashlib
 import json
@@ -7,12 +7,14 @@ import shutil
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import cases
 import torch
 from small import micro_batches, small, step
 
+from vaedist import backend
 from vaedist.backend import Backend, Config
 from vaedist.console import Console
 from vaedist.layers import BatchNorm2d
@@ -22,8 +24,8 @@ from vaedist.world import World
 
 def everything(data: Path, out: Path) -> None:
     """Every case in both precisions, resumed runs, and the world's own methods; rank 0 writes OUT/found.json."""
-    backend = Backend(Config())
-    world = backend.world
+    opened = Backend(Config())
+    world = opened.world
     found: dict[str, object] = {"world_size": world.size, "equal_parameters": {}}
     for case in cases.CASES:
         for precision in ("fp64", "fp32"):
@@ -51,7 +53,7 @@ def everything(data: Path, out: Path) -> None:
     if hasattr(os, "SCHED_IDLE"):
         starve_threads(world.rank)
     world.everyone(None)
-    backend.close()
+    opened.close()
 
 
 def starve_threads(rank: int) -> None:
@@ -62,6 +64,15 @@ def starve_threads(rank: int) -> None:
         if thread != os.getpid():
             os.sched_setaffinity(thread, {cpus[rank % len(cpus)]})
             os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+
+
+def share(data: Path, out: Path) -> None:
+    """Every case in float32, by gloo where there is a GPU too: two processes on one GPU are what NCCL refuses."""
+    backend.InitProcessGroupKwargs = partial(backend.InitProcessGroupKwargs, backend="gloo")
+    opened = Backend(Config())
+    for case in cases.CASES:
+        cases.run(case, data, out / case)
+    opened.close()
 
 
 def methods(world: World) -> dict[str, object]:
@@ -127,4 +138,4 @@ def die(data: Path, run: Path, case: str, precision: str) -> None:
 
 if __name__ == "__main__":
     what, data, out, *rest = sys.argv[1:]
-    {"everything": everything, "die": die}[what](Path(data), Path(out), *rest)
+    {"everything": everything, "share": share, "die": die}[what](Path(data), Path(out), *rest)
