@@ -29,7 +29,7 @@ class _Own(TorchDispatchMode):
             return operation(*args, **kwargs)
         *rows, _, counts = args
         device = rows[0][0].device
-        alike = all(len({(one.dtype, one.stride()) for one in four}) == 1 for four in zip(*rows, strict=True))
+        alike = all(len(set(map(_layout, four))) == 1 for four in zip(*rows, strict=True))
         if rows[0][0].dtype == torch.float32 and alike and trusted(("adam", device), lambda: _trial(device)):
             return at_once([*rows, counts], **kwargs)
         return fused(*args, **kwargs)
@@ -46,6 +46,11 @@ def at_once(
     from vaedist import kernels  # see `convolution`
 
     kernels.adam(rows, grad_scale, found_inf, lr, beta1, beta2, weight_decay, eps)
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    """Where its numbers lie: along a side of one, such as the channels of grey images, any stride will do."""
+    return tensor.dtype, *(stride for side, stride in zip(tensor.shape, tensor.stride(), strict=True) if side > 1)
 
 
 def _trial(device: torch.device) -> str:
