@@ -4,12 +4,16 @@ import itertools
 import os
 import subprocess
 import sys
+from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from vaedist import adam, optimizer, trust
+from vaedist.backend import Backend
 
 CUDA = torch.cuda.is_available()
 SHAPES = (5,), (3, 1000), (2048,), (8, 3, 4, 4), (8, 1, 4, 4)
@@ -48,8 +52,8 @@ def check(device: str) -> None:
                 assert torch.equal(one, start) == (skipped == 1)
 
 
-def taken(steps: int = 3) -> list[Tensor]:
-    """Weights after some steps of a run's optimiser, as a backend lets it make them on a GPU."""
+def taken(way: AbstractContextManager[Any], steps: int = 3) -> list[Tensor]:
+    """Weights after some steps of a run's optimiser, made in this way."""
     weights = [torch.nn.Parameter(weight) for weight in rows("cpu", 0)[0]]
     made = optimizer.Config(lr=1e-2).build([{"params": weights[:2]}, {"params": weights[2:], "betas": (0.5, 0.9)}])
     for step in range(steps):
@@ -58,33 +62,41 @@ def taken(steps: int = 3) -> list[Tensor]:
             if weight.shape[1:2] == (1,):  # of a grey image: as autograd leaves it, a stride where there is no number
                 weight.grad = weight.grad.as_strided(weight.shape, (16, 16, 4, 1))
                 assert weight.grad.stride() != weight.stride()
-        with adam.by_own_kernel(torch.device("cuda")):
+        with way:
             made.step()
     return [weight.detach() for weight in weights]
 
 
-@pytest.mark.parametrize("fault", ["", "zeros", "no compiler"])
-def test_a_kernel_that_is_wrong_or_does_not_compile_gives_way_to_torchs(fault, monkeypatch, capsys):
+def test_of_a_step_of_adam_the_kernel_makes_what_torchs_would_have_made(monkeypatch):
     calls = []
 
-    def kernel(given: list[list[Tensor]], *_: object, **numbers: float) -> None:
-        calls.append(len(given[0]))
+    def kernel(rows: list[list[Tensor]], **numbers: Any) -> None:
+        calls.append(len(rows[0]))
+        *four, counts = rows
+        adam.fused(*four, [], counts, **({"amsgrad": False, "maximize": False} | numbers))
+
+    monkeypatch.setattr(adam, "at_once", kernel)
+    assert all(map(torch.equal, taken(adam.Own()), taken(nullcontext())))
+    assert calls == [2, 3] * 3
+
+
+@pytest.mark.parametrize("fault", ["zeros", "no compiler"])
+def test_a_kernel_that_is_wrong_or_does_not_compile_on_one_rank_is_used_by_none(fault, monkeypatch, capsys):
+    def kernel(rows: list[list[Tensor]], **_: float) -> None:
         if fault == "no compiler":
             raise RuntimeError("no compiler\nand more")
-        if not fault:
-            *four, counts = given
-            adam.fused(*four, [], counts, **({"amsgrad": False, "maximize": False} | numbers))
 
     monkeypatch.setattr(trust, "_tried", {})
     monkeypatch.setattr(adam, "at_once", kernel)
-    ours = taken()
-    monkeypatch.setattr(adam, "by_own_kernel", lambda device: torch.no_grad())
-    assert all(torch.equal(one, other) for one, other in zip(ours, taken(), strict=True))
-    assert calls == ([3] if fault else [3, *[2, 3] * 3])  # the trial, then both groups at every step
-    told = capsys.readouterr().err
-    why = {"zeros": "Adam is off by ", "no compiler": "no compiler\n", "": ""}[fault]
-    assert (told == "") == (fault == "")
-    assert why in told
+    assert not adam.trusted_on(torch.device("cpu"))
+    told = {"zeros": "Adam is off by ", "no compiler": "no compiler\n"}[fault]
+    assert f"vaedist: this GPU does without kernels of our own, and is slower: {told}" in capsys.readouterr().err
+    for all_ranks in ([True, True], [True, False]):
+        monkeypatch.setattr(adam, "trusted_on", lambda device: True)
+        world = SimpleNamespace(everyone=lambda own, all_ranks=all_ranks: all_ranks)
+        one = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, world=world)
+        Backend._choose_adam(one)
+        assert isinstance(one._adam, adam.Own) == all(all_ranks)
 
 
 def test_the_kernel_as_triton_interprets_it():

@@ -54,7 +54,7 @@ class Again:
 def backend(**more: object) -> SimpleNamespace:
     settings = {"captures": True, "uncapturable": "", "dtype": torch.float32, "device": torch.device("cpu")}
     settings["world"] = World()
-    return SimpleNamespace(capturing=lambda: torch.no_grad(), **settings | more)
+    return SimpleNamespace(capturing=torch.no_grad, branching=torch.no_grad, **settings | more)
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
@@ -155,10 +155,10 @@ def test_the_players_of_factorvae_are_beside_the_rest_and_waited_for(monkeypatch
         network.register_forward_hook(lambda *_, name=name: where.append((name, order.current)))
     with branch.branching(order.stream("branch")):
         assert small.step(objective, micros) == expected
-        held = list(branch._held)
+        held = list(branch._branch.held)
     latents, forward = ("encoder", "rest"), ("encoder", "rest")
     assert where == [("encoder", "branch"), latents, forward, *[("critic", "branch")] * 2, ("decoder", "rest")]
-    assert order.waits == [("branch", "rest"), ("branch", "rest"), ("rest", "branch")]
+    assert order.waits == [("branch", "rest"), ("branch", "rest"), ("rest", "branch"), ("rest", "branch")]
     assert all(torch.equal(weight.grad, one) for weight, one in zip(objective.parameters(), gradients, strict=True))
     ((second, *_), *_), ((z, permuted), _, terms) = held
     assert second is micros
@@ -166,7 +166,24 @@ def test_the_players_of_factorvae_are_beside_the_rest_and_waited_for(monkeypatch
     assert [term.item() for term in terms] == [
         expected[name] for name in ("tc", "discriminator", "discriminator_accuracy")
     ]
-    assert branch._held == []
+    assert branch._branch is None
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_step_that_breaks_off_leaves_no_branch(asked, monkeypatch):
+    order = Order()
+    monkeypatch.setattr(torch.cuda, "stream", order.enter)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: order.stream(order.current))
+
+    def broken() -> None:
+        if asked:
+            branch.beside(lambda: 3)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), branch.branching(order.stream("branch")):
+        broken()
+    assert order.waits == ([("branch", "rest"), ("rest", "branch")] if asked else [])
+    assert branch.beside(lambda: order.current).result() == "rest"
 
 
 def trained(

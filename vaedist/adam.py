@@ -5,7 +5,6 @@ weights as here. Everything else of the optimiser is torch's.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,22 +16,21 @@ from vaedist.trust import trusted
 fused = torch.ops.aten._fused_adamw_.default
 
 
-def by_own_kernel(device: torch.device) -> AbstractContextManager[Any]:
-    """Around a step of torch.optim.AdamW."""
-    return _Own() if device.type == "cuda" else nullcontext()
+def trusted_on(device: torch.device) -> bool:
+    """Whether the kernel is right there, a GPU."""
+    return trusted(("adam", device), lambda: _trial(device))
 
 
-class _Own(TorchDispatchMode):
+class Own(TorchDispatchMode):
+    """Around a step of torch.optim.AdamW, of float32."""
+
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if operation is not fused:
             return operation(*args, **kwargs)
         *rows, _, counts = args
-        device = rows[0][0].device
         alike = all(len(set(map(_layout, four))) == 1 for four in zip(*rows, strict=True))
-        if rows[0][0].dtype == torch.float32 and alike and trusted(("adam", device), lambda: _trial(device)):
-            return at_once([*rows, counts], **kwargs)
-        return fused(*args, **kwargs)
+        return at_once([*rows, counts], **kwargs) if alike else fused(*args, **kwargs)
 
 
 def at_once(
@@ -48,9 +46,9 @@ def at_once(
     kernels.adam(rows, grad_scale, found_inf, lr, beta1, beta2, weight_decay, eps)
 
 
-def _layout(tensor: Tensor) -> tuple[Any, ...]:
+def _layout(tensor: Tensor) -> tuple[int, ...]:
     """Where its numbers lie: along a side of one, such as the channels of grey images, any stride will do."""
-    return tensor.dtype, *(stride for side, stride in zip(tensor.shape, tensor.stride(), strict=True) if side > 1)
+    return tuple(stride for side, stride in zip(tensor.shape, tensor.stride(), strict=True) if side > 1)
 
 
 def _trial(device: torch.device) -> str:

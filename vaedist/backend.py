@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from shards.parallel import cores
-from vaedist import adam, zero
-from vaedist.branch import branching
+from vaedist import adam, branch, zero
 from vaedist.checkpoint import CheckpointError, Snapshot, averaged
 from vaedist.config import ConfigError, bounded
 from vaedist.debug import DivergedError, read
@@ -192,9 +191,7 @@ class Backend:
         for group in groups:
             group["capturable"] = True  # Adam asks for the word; fused, it does the same without
         try:
-            # a compiled objective has no branches, and its survey, which is not compiled, must not leave it one
-            with branching(None if self._config.compile else torch.cuda.Stream(self.device)):
-                yield
+            yield
         except BaseException:
             self._accelerator.step = made
             self.forget_gradients()
@@ -202,6 +199,13 @@ class Backend:
         finally:
             for group in groups:
                 group["capturable"] = False
+
+    def branching(self) -> AbstractContextManager[None]:
+        """Within the capture: work that may be done beside the rest is.
+
+        A compiled objective has no branches, and its survey, which is not compiled, must not leave it one.
+        """
+        return branch.branching(None if self._config.compile else torch.cuda.Stream(self.device))
 
     def forget_gradients(self) -> None:
         self._optimizer.zero_grad()
@@ -233,6 +237,7 @@ class Backend:
             # convolutions read weights that lie as their images do; DeepSpeed lays them out itself
             model.to(self.device, memory_format=torch.channels_last)
             self._gradients = Gradients(objective.parameters(), self.world)
+            self._choose_adam()
         else:
             model, _ = self._accelerator.prepare(model, optimizer)
         self._objective, self._optimizer = objective, optimizer
@@ -252,6 +257,7 @@ class Backend:
     def backward(self, loss: Tensor) -> None:
         with together("the backward pass and its all-reduce of gradients"):
             self._accelerator.backward(loss if self._stage is not None else self._scaler.scale(loss))
+            branch.met()
             if self._stage is None and self._accelerator.sync_gradients:
                 self._gradients.average()
 
@@ -281,8 +287,13 @@ class Backend:
                 "lower lr, or resume this with train.precision=fp32 if that was not it"
             )
 
+    def _choose_adam(self) -> None:
+        """Every rank calls it, and all take the same: two that round differently would drift apart."""
+        ours = self.device.type == "cuda" and self.dtype == torch.float32 and adam.trusted_on(self.device)
+        self._adam: AbstractContextManager[Any] = adam.Own() if all(self.world.everyone(ours)) else nullcontext()
+
     def _move(self) -> None:
-        with adam.by_own_kernel(self.device):
+        with self._adam:
             self._scaler.step(self._optimizer)
 
     def gradient_norms(self, step: int) -> dict[str, float]:

@@ -5,8 +5,8 @@ kernels, take the time of a step that is no graph, and there `beside` is a call.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
@@ -14,8 +14,15 @@ import torch
 T = TypeVar("T")
 P = ParamSpec("P")
 
-_stream: torch.cuda.Stream | None = None  # of the branch, while a step is captured
-_held: list[Any] = []
+
+@dataclass
+class _Branch:
+    stream: torch.cuda.Stream
+    left: bool = False  # the rest has something to wait for
+    held: list[Any] = field(default_factory=list)
+
+
+_branch: _Branch | None = None  # while a step is captured
 
 
 @dataclass(frozen=True)
@@ -33,31 +40,40 @@ class Beside(Generic[T]):
 
 def beside(work: Callable[P, T], *given: P.args, **named: P.kwargs) -> Beside[T]:
     """`work` of what was given, beside what is computed until its `result` is asked for; so is its backward pass."""
-    if _stream is None:
+    if _branch is None:
         return Beside(work(*given, **named))
-    _stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(_stream):
+    _branch.stream.wait_stream(torch.cuda.current_stream())
+    _branch.left = True
+    with torch.cuda.stream(_branch.stream):
         value = work(*given, **named)
     hold(given, named, value)
-    return Beside(value, _stream)
+    return Beside(value, _branch.stream)
 
 
 def hold(*read: Any) -> None:
-    """What one branch has made and the other reads, in its backward pass too: its memory is given to no other.
+    """What one branch has made and the other reads, until `met`: its memory is given to no other.
 
     The allocator would: it knows the order of the work on the branch that has made it, and nothing of the other one.
     """
-    if _stream is not None:
-        _held.append(read)
+    if _branch is not None:
+        _branch.held.append(read)
+
+
+def met() -> None:
+    """The backward pass has ended, in which both branches have."""
+    if _branch is not None:
+        _branch.held.clear()
 
 
 @contextmanager
 def branching(stream: torch.cuda.Stream | None) -> Iterator[None]:
-    """While a step is captured: work that is asked for `beside` the rest goes to this stream, if there is one."""
-    global _stream
-    _stream = stream
+    """Within the capture of a step: work that is asked for `beside` the rest goes to this stream, if there is one."""
+    global _branch
+    _branch = None if stream is None else _Branch(stream)
     try:
         yield
     finally:
-        _stream = None
-        _held.clear()
+        if _branch is not None and _branch.left:  # also where the step has failed: a capture ends on one stream
+            with suppress(RuntimeError):  # of one that is broken off
+                torch.cuda.current_stream().wait_stream(_branch.stream)
+        _branch = None

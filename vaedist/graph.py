@@ -59,6 +59,7 @@ class Replayed:
                 torch.cuda.stream(torch.cuda.current_stream()),  # where a failure leads back to
                 # of this thread alone: another one copies the next batches meanwhile, and NCCL has threads too
                 torch.cuda.graph(graph, capture_error_mode="thread_local"),
+                self._backend.branching(),
             ):
                 self._terms, _ = self._take(self._batch, self._done, False)
             if torch.cuda.mem_get_info()[0] < beside:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vaedist import branch
 from vaedist.backend import Backend, Config, Weights
 from vaedist.checkpoint import Snapshot, averaged
 from vaedist.config import ConfigError
@@ -32,6 +33,7 @@ class ReplicaBackend(Backend):
     ) -> Callable[..., dict[str, Tensor]]:
         """As `Backend.prepare`; the replicas have the snapshots' weights already, not their moments."""
         self._replicas, self._optimizer = objective, optimizer
+        self._choose_adam()
         if self._config.ema is not None:
             optimizer.register_step_post_hook(Average(self._config.ema))
         for number, snapshot in enumerate(snapshots or ()):
@@ -48,6 +50,7 @@ class ReplicaBackend(Backend):
 
     def backward(self, loss: Tensor) -> None:
         loss.sum().backward()  # every row's own: no row's loss depends on another's weights
+        branch.met()
 
     def step(self, number: int, measured: bool = False) -> None:
         players = self._replicas.players

@@ -1,6 +1,6 @@
 """FactorVAE under DDP and under DeepSpeed, in half precision: images a second and peak memory.
 
-    ./run python benchmarks/engines.py [--batches 64 1024] [--steps 1000]
+    ./run python benchmarks/half_precision.py [--batches 64 1024] [--steps 1000]
 
 Every number is of a run of `vaedist/train.py` in a process of its own, on the set of recipe=quickstart; they take
 turns. A run logs every tenth of its steps: its speed is the median of its rows but for the first three, in which
