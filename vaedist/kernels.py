@@ -78,8 +78,8 @@ def _up(
         k = start + tl.arange(0, BK)
         known = (k < 4 * O)[:, None] & (j < 4 * C)[None, :]
         weights = tl.load(w + (r * 4 * O + k)[:, None] * 4 * C + j[None, :], known, 0.0)
-        i = p[:, None] - 1 + k[None, :] // (2 * O)
-        l = q[:, None] - 1 + k[None, :] // O % 2
+        i = p[:, None] - k[None, :] // (2 * O)
+        l = q[:, None] - k[None, :] // O % 2
         inside = (n < N)[:, None] & (k < 4 * O)[None, :] & (i >= 0) & (i < H) & (l >= 0) & (l < H)
         at = y + r.to(tl.int64) * sr + n[:, None] * sn + (k % O)[None, :] * sc + i * sh + l * sw
         total = tl.dot(tl.load(at, inside, 0.0).to(T), weights.to(T), total, input_precision=P)
@@ -95,7 +95,7 @@ def _weight(
     C: tl.constexpr, O: tl.constexpr, T: tl.constexpr, P: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """out [replicas, parts, 16 C, O]: of some blocks of windows the sum of what each has of the gradient."""
+    """out [replicas, parts, O, 16 C]: of some blocks of windows the sum of what each has of the gradient."""
     H = S // 2
     part, r = tl.program_id(0), tl.program_id(2)
     k = tl.program_id(1) // TILES * BK + tl.arange(0, BK)
@@ -108,7 +108,7 @@ def _weight(
         slopes = tl.load(at, (m < M)[:, None] & (o < O)[None, :], 0.0).to(T)
         patches = _patches(x, r, m, k, M, S, sr, sn, sc, sh, sw, C, T)
         total = tl.dot(tl.trans(patches), slopes, total, input_precision=P)
-    at = out + ((r * tl.num_programs(0) + part) * 16 * C + k)[:, None].to(tl.int64) * O + o[None, :]
+    at = out + ((r * tl.num_programs(0) + part).to(tl.int64) * O + o)[None, :] * 16 * C + k[:, None]
     tl.store(at, total, (k < 16 * C)[:, None] & (o < O)[None, :])
 
 
@@ -142,7 +142,7 @@ def down(x: Tensor, w: Tensor, dtype: torch.dtype, tf32: bool) -> Tensor:
 def up(y: Tensor, w: Tensor, dtype: torch.dtype, tf32: bool) -> Tensor:
     """The transposed one of y [R, N, O, S/2, S/2] by w [R, O, C, 4, 4]: [R, N, C, S, S] in `dtype`."""
     (replicas, images, inputs, half, _), channels, size = y.shape, w.shape[2], 2 * y.shape[3]
-    folded = w.to(dtype).view(replicas, inputs, channels, 2, 2, 2, 2).flip(3, 5)  # row: far or near, parity; column
+    folded = w.to(dtype).view(replicas, inputs, channels, 2, 2, 2, 2)  # row: near or far, parity; column likewise
     columns = folded.permute(0, 3, 5, 1, 4, 6, 2).contiguous()
     out = y.new_empty(replicas, images, size, size, channels, dtype=dtype)
     rows, block = images * (half + 1) ** 2, _block(4 * channels, 64)
@@ -163,12 +163,12 @@ def weight(x: Tensor, y: Tensor, dtype: torch.dtype, tf32: bool) -> Tensor:
     all_tiles, blocks = tiles * triton.cdiv(16 * channels, block), triton.cdiv(rows, ROWS)
     each = triton.cdiv(blocks, max(1, PARTS // all_tiles))
     parts = triton.cdiv(blocks, each)
-    out = x.new_empty(replicas, parts, 4, 4, channels, outputs, dtype=torch.float32)
+    out = x.new_empty(replicas, parts, outputs, 4, 4, channels, dtype=torch.float32)
     _weight[(parts, all_tiles, replicas)](
         x, y, out, rows, size, *x.stride(), *y.stride(), each, channels, outputs, *_precision(dtype, tf32), ROWS,
         block, other, tiles, **FUSED,
     )  # fmt: skip
-    return out.sum(1).permute(0, 4, 3, 1, 2)
+    return out.sum(1).movedim(-1, -3)
 
 
 def _block(numbers: int, most: int) -> int:
