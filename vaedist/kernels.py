@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vaedist.layers import channels_last
+
 ROWS = 64  # pixels of a block
 FUSED = {"enable_fp_fusion": True}  # what triton is about to give up as its default
 PARTS = 256  # of the sum over pixels that is the gradient of a weight
@@ -44,14 +46,14 @@ def _down(
     C: tl.constexpr, O: tl.constexpr, T: tl.constexpr, P: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    """w [replicas, 16 C, O], out [replicas, M, O]: the convolution."""
+    """w [replicas, O, 16 C], out [replicas, M, O]: the convolution."""
     r = tl.program_id(2)
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     o = tl.program_id(1) * BO + tl.arange(0, BO)
     total = tl.zeros((BM, BO), tl.float32)
     for start in range(0, 16 * C, BK):
         k = start + tl.arange(0, BK)
-        weights = tl.load(w + (r * 16 * C + k)[:, None] * O + o[None, :], (k < 16 * C)[:, None] & (o < O)[None, :], 0.0)
+        weights = tl.load(w + (r * O + o)[None, :] * 16 * C + k[:, None], (k < 16 * C)[:, None] & (o < O)[None, :], 0.0)
         patches = _patches(x, r, m, k, M, S, sr, sn, sc, sh, sw, C, T)
         total = tl.dot(patches, weights.to(T), total, input_precision=P)
     at = out + (r.to(tl.int64) * M + m)[:, None] * O + o[None, :]
@@ -127,12 +129,12 @@ def _on_its_device(launch: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def down(x: Tensor, w: Tensor, dtype: torch.dtype, tf32: bool) -> Tensor:
     """The convolution of x [R, N, C, S, S] by w [R, O, C, 4, 4]: [R, N, O, S/2, S/2] in `dtype`."""
     (replicas, images, channels, size, _), outputs = x.shape, w.shape[1]
-    half, columns = size // 2, w.permute(0, 3, 4, 2, 1).to(dtype).contiguous()
+    half, w = size // 2, channels_last(w.to(dtype))
     out = x.new_empty(replicas, images, half, half, outputs, dtype=dtype)
     rows, block = images * half * half, _block(outputs, 64)
     grid = triton.cdiv(rows, ROWS), triton.cdiv(outputs, block), replicas
     _down[grid](
-        x, columns, out, rows, size, *x.stride(), channels, outputs, *_precision(dtype, tf32), ROWS,
+        x, w, out, rows, size, *x.stride(), channels, outputs, *_precision(dtype, tf32), ROWS,
         _block(16 * channels, 64), block, **FUSED,
     )  # fmt: skip
     return out.movedim(-1, -3)
