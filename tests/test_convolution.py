@@ -106,6 +106,21 @@ def test_the_operations_are_torchs_where_no_kernel_of_ours_is(replicas):
         )
 
 
+@pytest.mark.parametrize(
+    ("replicas", "channels", "dtype", "tf32", "ours"),
+    [
+        (1, 3, torch.float32, False, True), (1, 32, torch.bfloat16, False, False), (1, 32, torch.float32, True, False),
+        (2, 32, torch.bfloat16, False, True), (2, 32, torch.float32, True, True), (2, 32, torch.float32, False, False),
+    ],
+)  # fmt: skip
+def test_our_kernels_are_for_images_and_for_replicas_on_tensor_cores(
+    replicas, channels, dtype, tf32, ours, monkeypatch
+):
+    monkeypatch.setattr(convolution, "trusted", lambda *_: True)
+    monkeypatch.setattr(convolution, "_tf32", lambda: tf32)
+    assert convolution._own(torch.zeros(replicas, 1, channels, 8, 8), 32, channels, dtype) == ours
+
+
 @pytest.mark.parametrize("fault", ["zeros", "no compiler"])
 def test_kernels_that_are_wrong_or_do_not_compile_give_way_to_torchs(fault, monkeypatch, capsys):
     def kernel(tensor: Tensor, *_: object) -> Tensor:

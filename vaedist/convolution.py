@@ -1,7 +1,8 @@
 """The convolutions of the networks here: kernel 4, stride 2, padding 1.
 
 On a GPU those next to the image are kernels of our own: cuDNN has for so few channels only slow ones that repeat
-bit for bit. To autograd, vmap and torch.compile each is one operation, of replicas one for all.
+bit for bit. So are those of replicas where tensor cores multiply. To autograd, vmap and torch.compile each is one
+operation, of replicas one for all.
 """
 
 from typing import Any
@@ -98,8 +99,12 @@ def _apart(images: Tensor, replicas: int) -> Tensor:
 
 
 def _own(x: Tensor, outputs: int, channels: int, dtype: Dtype) -> bool:
-    """Whether our kernels are the faster ones, and right."""
-    if channels > FEW:
+    """Whether our kernels are the faster ones, and right.
+
+    cuDNN takes replicas as groups, for which it leaves tensor cores idle.
+    """
+    cores = _tf32() or dtype != torch.float32
+    if channels > FEW and not (cores and len(x) > 1):
         return False
     kind = (outputs, channels, x.dtype, dtype, _tf32(), x.device)
     return trusted(kind, lambda: _trial(*kind))
