@@ -1,15 +1,13 @@
 """Our step of Adam is torch's: the kernel on a GPU, and everywhere as triton interprets it."""
 
 import itertools
-import os
-import subprocess
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from launching import interpreted
 from torch import Tensor
 
 from vaedist import adam, optimizer, trust
@@ -100,9 +98,7 @@ def test_a_kernel_that_is_wrong_or_does_not_compile_on_one_rank_is_used_by_none(
 
 
 def test_the_kernel_as_triton_interprets_it():
-    words = [sys.executable, __file__]
-    done = subprocess.run(words, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert interpreted(__file__) == (0, "")
 
 
 @pytest.mark.gpu

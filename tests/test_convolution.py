@@ -1,14 +1,12 @@
 """Our convolutions are torch's: the kernels on a GPU, and everywhere as triton interprets them."""
 
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
 import torch
 import torch.nn.functional as F
+from launching import interpreted
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -140,9 +138,7 @@ def test_kernels_that_are_wrong_or_do_not_compile_give_way_to_torchs(fault, monk
 
 
 def test_the_kernels_as_triton_interprets_them():
-    words = [sys.executable, __file__]
-    done = subprocess.run(words, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert interpreted(__file__) == (0, "")
 
 
 @pytest.mark.gpu

@@ -160,7 +160,7 @@ def test_the_players_of_factorvae_are_beside_the_rest_and_waited_for(monkeypatch
     assert where == [("encoder", "branch"), latents, forward, *[("critic", "branch")] * 2, ("decoder", "rest")]
     assert order.waits == [("branch", "rest"), ("branch", "rest"), ("rest", "branch"), ("rest", "branch")]
     assert all(torch.equal(weight.grad, one) for weight, one in zip(objective.parameters(), gradients, strict=True))
-    ((second, *_), *_), ((z, permuted), _, terms) = held
+    ((second,), _), ((z, permuted), terms) = held
     assert second is micros
     assert z.shape == permuted.shape
     assert [term.item() for term in terms] == [

@@ -7,12 +7,11 @@ kernels, take the time of a step that is no graph, and there `beside` is a call.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
 T = TypeVar("T")
-P = ParamSpec("P")
 
 
 @dataclass
@@ -38,15 +37,15 @@ class Beside(Generic[T]):
         return self.value
 
 
-def beside(work: Callable[P, T], *given: P.args, **named: P.kwargs) -> Beside[T]:
+def beside(work: Callable[..., T], *given: Any) -> Beside[T]:
     """`work` of what was given, beside what is computed until its `result` is asked for; so is its backward pass."""
     if _branch is None:
-        return Beside(work(*given, **named))
+        return Beside(work(*given))
     _branch.stream.wait_stream(torch.cuda.current_stream())
     _branch.left = True
     with torch.cuda.stream(_branch.stream):
-        value = work(*given, **named)
-    hold(given, named, value)
+        value = work(*given)
+    hold(given, value)
     return Beside(value, _branch.stream)
 
 
