@@ -1,6 +1,6 @@
 """On a GPU the usual step is captured once, as a CUDA graph, and replayed: the same kernels without their launches.
 
-The networks are small: a step is some 500 kernels of microseconds, each of which a host takes as long to launch.
+The networks are small: a step is hundreds of kernels of microseconds, each of which a host takes as long to launch.
 """
 
 from collections.abc import Callable
