@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -60,16 +61,16 @@ class Forked:
         os.environ |= {"MASTER_PORT": str(self.store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
         os.environ |= {"TORCHELASTIC_RESTART_COUNT": "0", "ACCELERATE_USE_CPU": "true"}
         self.failed = 0.0  # when the first rank did
-        self.children: list[psutil.Process] = []
         self.statuses: list[int | None] = [None] * PROCESSES  # of the ranks that have ended
+
+        def run(rank: int) -> int:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            os.dup2(stream.fileno(), 1)
+            os.dup2(stream.fileno(), 2)
+            return train.main(words)
+
         with log.open("wb") as stream:
-            for rank in range(PROCESSES):
-                if (child := os.fork()) == 0:
-                    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                    os.dup2(stream.fileno(), 1)
-                    os.dup2(stream.fileno(), 2)
-                    os._exit(train.main(words))
-                self.children.append(psutil.Process(child))
+            self.children = [psutil.Process(forked(run, rank)) for rank in range(PROCESSES)]
 
     def ranks(self) -> list[psutil.Process]:
         return self.children
@@ -88,6 +89,19 @@ class Forked:
             for child in running:
                 child.kill()
         return not running
+
+
+def forked(work: Callable[[int], int], rank: int) -> int:
+    """The id of a child that ends with the status that `work` gives, and never in its parent's code."""
+    if (child := os.fork()) == 0:
+        status = 1
+        try:
+            status = work(rank)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return child
 
 
 def lines(run: Path) -> list[dict[str, float]]:

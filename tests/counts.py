@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo  # optimisers import it, for seconds: once, before the fork
+from attempts import forked
 from torch.distributed import TCPStore
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -101,15 +102,15 @@ def fork(size: int, data: Path, out: Path) -> list[int]:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     where = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
     where |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "ACCELERATE_USE_CPU": "true"}
-    children = []
-    for rank in range(size):
-        if (child := os.fork()) == 0:
-            here = where | {"RANK": rank, "LOCAL_RANK": rank}
-            os.environ.update({name: str(value) for name, value in here.items()})
-            found = {objective: count(objective, data, out / f"{objective}-{size}") for objective in OBJECTIVES}
-            (out / f"{size}-{rank}.json").write_text(json.dumps(found))
-            os._exit(0)
-        children.append(child)
+
+    def run(rank: int) -> int:
+        here = where | {"RANK": rank, "LOCAL_RANK": rank}
+        os.environ.update({name: str(value) for name, value in here.items()})
+        found = {objective: count(objective, data, out / f"{objective}-{size}") for objective in OBJECTIVES}
+        (out / f"{size}-{rank}.json").write_text(json.dumps(found))
+        return 0
+
+    children = [forked(run, rank) for rank in range(size)]
     return [os.waitpid(child, 0)[1] for child in children]
 
 

@@ -25,7 +25,7 @@ from vaedist.halves import Autocast
 from vaedist.heap import keep_freed_memory
 from vaedist.optimizer import Average
 from vaedist.peers import Peers
-from vaedist.world import Vote, World, together
+from vaedist.world import Vote, World, set_timeout, together
 
 Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 Engine = Literal["auto", "ddp", "deepspeed"]
@@ -143,7 +143,7 @@ class Backend:
         self._vote = Vote(self.world)  # here: until all are connected, a signal has to end a process that waits for it
         if self.world.size > 1:
             self.world.everyone(None)  # NCCL connects with the first collective, and by what it is told until then
-            dist.set_timeout(START_UP)
+            set_timeout(START_UP)
         self.device = self._accelerator.device
         self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self._config, self._stage = config, plugin and plugin.zero_stage

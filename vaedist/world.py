@@ -20,6 +20,9 @@ from vaedist.noise import Noise
 
 RANKS_A_STEP = 16  # that a vote passes: gloo hands even one byte from rank to rank, twice around all of them
 
+# By this name torch has it since a version between 2.11 and 2.14.
+set_timeout = getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)
+
 _awaited: list[str] = []  # the collectives that the main thread is in
 
 
@@ -189,8 +192,8 @@ class Vote:
     def limit(self, timeout: timedelta) -> None:
         """How long one rank waits for another, here and in every other collective."""
         if self._group is not None:
-            dist.set_timeout(2 * timeout)  # NCCL would abort the process: the vote is to raise before it does
-            dist.set_timeout(timeout, self._group)
+            set_timeout(2 * timeout)  # NCCL would abort the process: the vote is to raise before it does
+            set_timeout(timeout, self._group)
 
     def close(self) -> None:
         """Every rank calls it after the same number of votes."""

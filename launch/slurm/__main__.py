@@ -52,7 +52,7 @@ def _follow(arguments: Sequence[str]) -> None:
 
 
 def _check(arguments: Sequence[str]) -> None:
-    """For train.sbatch: on stdout the run directory, a port for this job, and the words of this task, a line each."""
+    """For train.sbatch: on stdout the run directory, a port for this job, `grace`, and the words of this task."""
     from launch.slurm import check  # with torch
 
     parser = argparse.ArgumentParser(prog="train.sbatch", allow_abbrev=False)
@@ -66,7 +66,8 @@ def _check(arguments: Sequence[str]) -> None:
     words = check.settled(words, recipes)
     if stage := os.environ.get("STAGE"):
         words = check.staged(words, recipes[0], stage)
-    print(recipes[0].run, check.free_port(int(os.environ["SLURM_JOB_ID"])), *words, sep="\n")
+    port = check.free_port(int(os.environ["SLURM_JOB_ID"]))
+    print(recipes[0].run, port, check.grace(), *words, sep="\n")
 
 
 def _say(line: str) -> None:

@@ -7,6 +7,8 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from torch.distributed.run import get_args_parser
+
 from launch.slurm.sweep import combinations, group
 from shards.manifest import NAME
 from shards.reading.library import Library
@@ -19,6 +21,7 @@ from vaedist.world import World
 Announce = Callable[[str], None]
 PORTS = range(20_000, 32_000)  # below those that a system gives to whoever asks for any
 APART = 4_999  # has no factor in common with their number: whose port is taken does not take that of the next job
+GRACE = "--shutdown-timeout 150"  # seconds, of the 180 before a time limit
 MOMENTS = 3  # numbers of a checkpoint for each weight: itself and Adam's two
 SPARE = 2**28  # bytes for metrics, pictures and W&B
 
@@ -113,6 +116,11 @@ def free_port(job: int) -> int:
                 continue
             return port
     raise ConfigError(f"{socket.gethostname()}: no port from {PORTS.start} to {PORTS.stop - 1} is free")
+
+
+def grace() -> str:
+    """What makes torchrun leave its processes time to save; nothing where, as in torch 2.11, 30 s are all they get."""
+    return GRACE if GRACE.split()[0] in get_args_parser().format_help() else ""
 
 
 def chosen(runs: list[list[str]]) -> list[str]:
