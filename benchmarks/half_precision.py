@@ -43,6 +43,7 @@ def run(run: Path, batch: int, precision: str, steps: int, *engine: str) -> tupl
     done = subprocess.run([sys.executable, TRAIN, *words], capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
+    sys.stderr.writelines(f"{line}\n" for line in done.stdout.splitlines() if "kernel by kernel" in line)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][SETTLE:]
     return statistics.median(row["perf/images_per_s"] for row in rows), max(row["perf/memory_gb"] for row in rows)
 

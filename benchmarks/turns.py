@@ -51,7 +51,7 @@ class Candidate:
         return self._ask(None)
 
     def memory(self) -> float:
-        """Bytes at the peak: of tensors on a GPU, else of the process beyond its beginning."""
+        """Bytes at the peak: that torch has taken of a GPU, else of the process beyond its beginning."""
         return self._ask("memory")
 
     def close(self) -> None:
@@ -100,7 +100,7 @@ class _Baton:
             host = returned if torch.cuda.is_initialized() else cpu - self._start[1]
             self._pipe.send(Turn(wall - self._start[0], host))
         while (asked := self._pipe.recv()) == "memory":
-            self._pipe.send(torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else _peak() - self._born)
+            self._pipe.send(torch.cuda.max_memory_reserved() if torch.cuda.is_initialized() else _peak() - self._born)
         if asked == "done":
             raise Done
         if asked is None:

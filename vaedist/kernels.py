@@ -163,7 +163,7 @@ def weight(x: Tensor, y: Tensor, dtype: torch.dtype, tf32: bool) -> Tensor:
     rows, block, other = images * half * half, _block(16 * channels, 64), _block(outputs, 64)
     tiles = triton.cdiv(outputs, other)
     all_tiles, blocks = tiles * triton.cdiv(16 * channels, block), triton.cdiv(rows, ROWS)
-    each = triton.cdiv(blocks, max(1, PARTS // all_tiles))
+    each = triton.cdiv(blocks, max(1, PARTS // (all_tiles * replicas)))
     parts = triton.cdiv(blocks, each)
     out = x.new_empty(replicas, parts, outputs, 4, 4, channels, dtype=torch.float32)
     _weight[(parts, all_tiles, replicas)](

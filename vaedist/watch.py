@@ -72,12 +72,12 @@ class Watch:
     def memory(self) -> dict[str, float]:
         """With debug.memory the gigabytes of the rank that has taken most; every rank must call it.
 
-        On a GPU the peak of its tensors since the last call, on a CPU that of the process since it began.
+        The peak: of what torch has taken of a GPU, since the last call; on a CPU of the process, since it began.
         """
         if not self.config.memory:
             return {}
         if self.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.device)
+            peak = torch.cuda.max_memory_reserved(self.device)  # a graph's tensors too, which nobody allocates
             torch.cuda.reset_peak_memory_stats(self.device)
         else:  # kibibytes, on macOS bytes
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
