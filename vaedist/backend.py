@@ -201,11 +201,8 @@ class Backend:
                 group["capturable"] = False
 
     def branching(self) -> AbstractContextManager[None]:
-        """Within the capture: work that may be done beside the rest is.
-
-        A compiled objective has no branches, and its survey, which is not compiled, must not leave it one.
-        """
-        return branch.branching(None if self._config.compile else torch.cuda.Stream(self.device))
+        """Within the capture: work that may be done beside the rest is."""
+        return branch.branching(torch.cuda.Stream(self.device))
 
     def forget_gradients(self) -> None:
         self._optimizer.zero_grad()
@@ -229,7 +226,7 @@ class Backend:
         apart = self._config.ema is not None or self._stage == 3
         self.observed: Any = deepcopy(objective).to(self.device) if apart else objective
         if self._config.compile:
-            objective.compile(fullgraph=True)  # the names of the weights stay
+            objective.compile(fullgraph=True, dynamic=False)  # the names of the weights stay
         if self._config.ema is not None:
             optimizer.register_step_post_hook(Average(self._config.ema))
         model: Any = Autocast(objective, self.autocast, self._half if self._stage is None else None)

@@ -15,6 +15,7 @@ from vaedist.config import bounded
 from vaedist.layers import WideLinear, frozen
 from vaedist.models import VAE
 from vaedist.noise import Noise
+from vaedist.posterior import Posterior
 from vaedist.world import World
 
 
@@ -60,19 +61,24 @@ class FactorVAE(objectives.Objective):
         self.gamma, self.player = config.gamma, config.discriminator
         self.discriminator = config.discriminator.build(vae.latent)
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """In parts: of a whole nothing could go on beside the rest."""
+        for part in (self._encode, self._elbo, self._play):
+            setattr(self, part.__name__, torch.compile(part, *args, **kwargs))
+
     def survey(self, micros: Sequence[objectives.Micro], step: Tensor) -> Sequence[Tensor]:
         """Samples of the product of marginals for all rows of the step: the second batch's z, permuted over it all."""
         return beside(self._permuted, micros).value  # for the players, beside
 
     def _permuted(self, micros: Sequence[objectives.Micro]) -> Sequence[Tensor]:
-        z = torch.stack([self.posterior(images[1], noise.fork("second batch")).z for images, noise in micros])
+        z = torch.stack([self._encode(images[1], noise.fork("second batch")).z for images, noise in micros])
         positions = torch.stack([noise.positions for _, noise in micros])
         return self.world.permute_dims(z, micros[0][1].at(positions)).unbind()
 
     def forward(self, images: Tensor, noise: Noise, step: Tensor, surveyed: Any) -> dict[str, Tensor]:
-        q = self.posterior(images[0], noise)
+        q = self._encode(images[0], noise)
         game = beside(self._play, q.z, surveyed)
-        recon, kl = self.recon(q.z, images[0], noise), q.kl().sum(1).mean()
+        recon, kl = self._elbo(q, images[0], noise)
         tc, discriminator, accuracy = game.result()
         return {
             "loss": recon + kl + self.gamma * tc + discriminator,
@@ -82,6 +88,12 @@ class FactorVAE(objectives.Objective):
             "discriminator": discriminator,
             "discriminator_accuracy": accuracy,
         }
+
+    def _encode(self, images: Tensor, noise: Noise) -> Posterior:
+        return self.posterior(images, noise)
+
+    def _elbo(self, q: Posterior, images: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        return self.recon(q.z, images, noise), q.kl().sum(1).mean()
 
     def _play(self, z: Tensor, permuted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """tc, the discriminator's cross-entropy and its accuracy."""
