@@ -40,7 +40,7 @@ def graphs() -> int:
     ids=str,
 )
 def test_every_objective_is_one_graph_with_the_terms_and_gradients_of_eager(name, settings):
-    """FactorVAE's parts are; and one more in micro-batches where these look at the whole step; dropout and the step compile nothing anew."""
+    """Or FactorVAE's parts; and one more in micro-batches, where these look at the whole step. None compiles anew."""
     looks = small(name).couples_rows and name != "factorvae"  # which looks in any case
     for parts in (1, 2) if looks else (1,):
         torch._dynamo.reset()
