@@ -163,6 +163,7 @@ def test_what_belongs_to_deepspeed_is_refused_without_it(settings):
         ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, {"compile": True}, "cannot follow ZeRO-3"),
         ({}, {"precision": "fp64"}, "use train.engine=ddp"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, {"engine": "ddp"}, "give up one of them"),
+        ({"ACCELERATE_USE_CPU": "True"}, {}, "leave out --cpu"),
     ],
 )
 def test_what_an_engine_would_leave_out_without_a_word_is_refused(said, settings, line, monkeypatch):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, parse_flag_from_env
 from torch import Tensor, nn
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
@@ -108,6 +108,11 @@ class Backend:
                 "train.engine=ddp, but the launcher's config file asks for DeepSpeed: give up one of them"
             )
         deepspeed = asked or config.engine == "deepspeed"
+        if deepspeed and parse_flag_from_env("ACCELERATE_USE_CPU"):
+            raise ConfigError(
+                "train.engine=deepspeed, but the launcher was told to use the CPU, where accelerate starts no "
+                "DeepSpeed: leave out --cpu, or use_cpu in its config file; without a GPU the CPU is taken in any case"
+            )
         if deepspeed and config.precision == "fp64":
             raise ConfigError(
                 "train.precision=fp64 is for proofs, DeepSpeed keeps weights in fp32: use train.engine=ddp"
