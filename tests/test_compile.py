@@ -17,7 +17,7 @@ from vaedist.watch import TorchError
 # which torch.compile hides, but not where warnings are errors
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 compiles = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++, without which inductor has no CPU code")
-PARTS = 4  # of FactorVAE: the encoder, with gradients and without, the decoder and the discriminator
+PARTS = 5  # of FactorVAE: the encoder, with gradients and without, the decoder, and the discriminator twice
 VARIANTS = [(name, {}) for name in available("vaedist.objectives")] + [
     ("dipvae", {"kind": "ii"}),
     ("constrainedvae", {"constrained": "recon", "bound": 1.0}),

@@ -63,7 +63,7 @@ class FactorVAE(objectives.Objective):
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """In parts: of a whole nothing could go on beside the rest."""
-        for part in (self._encode, self._elbo, self._play):
+        for part in (self._encode, self._elbo, self._match, self._tc):
             setattr(self, part.__name__, torch.compile(part, *args, **kwargs))
 
     def survey(self, micros: Sequence[objectives.Micro], step: Tensor) -> Sequence[Tensor]:
@@ -79,7 +79,7 @@ class FactorVAE(objectives.Objective):
         q = self._encode(images[0], noise)
         game = beside(self._play, q.z, surveyed)
         recon, kl = self._elbo(q, images[0], noise)
-        tc, discriminator, accuracy = game.result()
+        discriminator, accuracy, tc = game.result()
         return {
             "loss": recon + kl + self.gamma * tc + discriminator,
             "recon": recon,
@@ -96,14 +96,19 @@ class FactorVAE(objectives.Objective):
         return self.recon(q.z, images, noise), q.kl().sum(1).mean()
 
     def _play(self, z: Tensor, permuted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """tc, the discriminator's cross-entropy and its accuracy."""
-        joint, product = frozen(self.discriminator, z).unbind(1)
-        tc = (joint - product).mean()
+        """tc last, so that its gradient comes first: the encoder waits for it, and for no other of these."""
+        return *self._match(z.detach(), permuted), self._tc(z)
 
-        logits = self.discriminator(torch.cat([z.detach(), permuted]))
+    def _match(self, z: Tensor, permuted: Tensor) -> tuple[Tensor, Tensor]:
+        """The discriminator's cross-entropy and its accuracy."""
+        logits = self.discriminator(torch.cat([z, permuted]))
         label = torch.arange(2, device=logits.device).repeat_interleave(len(permuted))
         accuracy = (logits.argmax(1) == label).to(z.dtype).mean()
-        return tc, F.cross_entropy(logits, label), accuracy
+        return F.cross_entropy(logits, label), accuracy
+
+    def _tc(self, z: Tensor) -> Tensor:
+        joint, product = frozen(self.discriminator, z).unbind(1)
+        return (joint - product).mean()
 
     def param_groups(self) -> Iterator[dict[str, Any]]:
         yield from super().param_groups()
