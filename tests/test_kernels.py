@@ -56,7 +56,7 @@ def compile_all(capability: int) -> list[str]:
     from vaedist import kernels
 
     made: list[str] = []
-    for name in ("_down", "_up", "_weight", "_hashed", "_adam"):
+    for name in ("_down", "_up", "_weight", "_hashed", "_adam", "_copied"):
         setattr(kernels, name, Compiled(getattr(kernels, name), made))
     torch.cuda.device_of = lambda tensor: nullcontext()
     for channels, outputs in LAYERS:
@@ -71,6 +71,10 @@ def compile_all(capability: int) -> list[str]:
     rows = [[torch.zeros(100) for _ in range(kernels.TENSORS)] for _ in range(5)]
     for scaled in (None, torch.zeros(())):
         kernels.adam(rows, scaled, scaled, 1e-4, 0.9, 0.999, 0.0, 1e-8)
+    for half in (torch.bfloat16, torch.float16):
+        wide, halves = ([torch.zeros(100, dtype=dtype) for _ in range(50)] for dtype in (torch.float32, half))
+        kernels.copy(halves, wide)
+        kernels.copy(wide, halves)
     return made
 
 
@@ -79,7 +83,7 @@ def compile_all(capability: int) -> list[str]:
 def test_the_kernels_compile(gpu):
     done = subprocess.run([sys.executable, __file__, str(GPUS[gpu])], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "69\n"
+    assert done.stdout == "73\n"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vaedist.trust import trusted
+from vaedist.trust import alike, trusted
 
 fused = torch.ops.aten._fused_adamw_.default
 
@@ -29,8 +29,7 @@ class Own(TorchDispatchMode):
         if operation is not fused:
             return operation(*args, **kwargs)
         *rows, _, counts = args
-        alike = all(len(set(map(_layout, four))) == 1 for four in zip(*rows, strict=True))
-        return at_once([*rows, counts], **kwargs) if alike else fused(*args, **kwargs)
+        return at_once([*rows, counts], **kwargs) if alike(*rows) else fused(*args, **kwargs)
 
 
 def at_once(
@@ -44,11 +43,6 @@ def at_once(
     from vaedist import kernels  # see `convolution`
 
     kernels.adam(rows, grad_scale, found_inf, lr, beta1, beta2, weight_decay, eps)
-
-
-def _layout(tensor: Tensor) -> tuple[int, ...]:
-    """Where its numbers lie: along a side of one, such as the channels of grey images, any stride will do."""
-    return tuple(stride for side, stride in zip(tensor.shape, tensor.stride(), strict=True) if side > 1)
 
 
 def _trial(device: torch.device) -> str:

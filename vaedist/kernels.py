@@ -1,4 +1,5 @@
-"""Triton kernels for a GPU: the convolutions of `convolution`, of several networks at once, Adam, the hash of `noise`.
+"""Triton kernels for a GPU: the convolutions of `convolution`, of several networks at once, Adam, the rounding of many
+weights, the hash of `noise`.
 
 A convolution is a product of matrices whose left one, the patches of the images, is gathered while it is multiplied.
 Sums have the same order in every call. Images are [replicas, images, channels, size, size] in any layout, results have
@@ -7,7 +8,7 @@ their channels last in memory.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any
 
@@ -21,8 +22,8 @@ from vaedist.layers import channels_last
 ROWS = 64  # pixels of a block
 FUSED = {"enable_fp_fusion": True}  # what triton is about to give up as its default
 PARTS = 256  # of the sum over pixels that is the gradient of a weight
-BLOCK = 1024  # numbers of a block of Adam's
-TENSORS = 64  # of a launch of Adam's
+BLOCK = 1024  # numbers of a block, where a launch is for many tensors
+TENSORS = 64  # of such a launch
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
@@ -222,14 +223,41 @@ def adam(
     """As `adam.at_once`."""
     logarithms = [math.log(number) if number else -1e9 for number in (beta, gamma)]
     with torch.cuda.device_of(rows[0][0]):
-        for first in range(0, len(rows[0]), TENSORS):
-            these = [tuple(row[first : first + TENSORS]) for row in rows]
-            sizes = [weight.numel() for weight in these[0]]
-            *starts, total = itertools.accumulate((triton.cdiv(size, BLOCK) for size in sizes), initial=0)
-            _adam[(total,)](
-                *these, scale, skipped, tuple(starts), tuple(sizes), lr, beta, gamma, *logarithms, decay, eps, BLOCK,
-                **FUSED,
-            )  # fmt: skip
+        for these, starts, sizes, blocks in _launches(rows):
+            _adam[(blocks,)](
+                *these, scale, skipped, starts, sizes, lr, beta, gamma, *logarithms, decay, eps, BLOCK, **FUSED
+            )
+
+
+@triton.jit
+def _copied(A, B, STARTS: tl.constexpr, SIZES: tl.constexpr, BLOCK: tl.constexpr):
+    """Numbers of the tensors B into A; blocks as in `_adam`."""
+    block = tl.program_id(0)
+    a, b, start, size = A[0], B[0], 0, SIZES[0]
+    for i in tl.static_range(1, len(SIZES)):
+        here = block >= STARTS[i]
+        a, b = tl.where(here, A[i], a), tl.where(here, B[i], b)
+        start, size = tl.where(here, STARTS[i], start), tl.where(here, SIZES[i], size)
+    at = (block - start).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(a + at, tl.load(b + at, at < size, 0.0), at < size)
+
+
+def copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Each source's numbers into its target, rounded to its type; they lie alike in memory, without gaps."""
+    with torch.cuda.device_of(targets[0]):
+        for (to, of), starts, sizes, blocks in _launches([targets, sources]):
+            _copied[(blocks,)](to, of, starts, sizes, BLOCK, **FUSED)
+
+
+def _launches(
+    rows: Sequence[Sequence[Tensor]],
+) -> Iterator[tuple[list[tuple[Tensor, ...]], tuple[int, ...], tuple[int, ...], int]]:
+    """Some columns of the rows for each launch, where their blocks begin, their sizes, and the number of blocks."""
+    for first in range(0, len(rows[0]), TENSORS):
+        these = [tuple(row[first : first + TENSORS]) for row in rows]
+        sizes = tuple(tensor.numel() for tensor in these[0])
+        *starts, blocks = itertools.accumulate((triton.cdiv(size, BLOCK) for size in sizes), initial=0)
+        yield these, tuple(starts), sizes, blocks
 
 
 @triton.jit(do_not_specialize=["key"])

@@ -2,9 +2,10 @@
 
 import os
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
+from torch import Tensor
 
 _tried: dict[Hashable, bool] = {}
 
@@ -22,3 +23,13 @@ def trusted(what: Hashable, trial: Callable[[], str]) -> bool:
             print(f"vaedist: this GPU does without kernels of our own, and is slower: {why}", file=sys.stderr)
         _tried[what] = not why
     return _tried[what]
+
+
+def alike(*rows: Sequence[Tensor]) -> bool:
+    """Whether tensors one below the other lie alike in memory."""
+    return all(len(set(map(_layout, column))) == 1 for column in zip(*rows, strict=True))
+
+
+def _layout(tensor: Tensor) -> tuple[int, ...]:
+    """Where its numbers lie: along a side of one, such as the channels of grey images, any stride will do."""
+    return tuple(stride for side, stride in zip(tensor.shape, tensor.stride(), strict=True) if side > 1)
