@@ -197,19 +197,32 @@ def _adam(
         w, g, t = tl.where(here, W[i], w), tl.where(here, G[i], g), tl.where(here, T[i], t)
         a, b = tl.where(here, A[i], a), tl.where(here, B[i], b)
         start, size = tl.where(here, STARTS[i], start), tl.where(here, SIZES[i], size)
+    if skipped is not None:
+        size = tl.where(tl.load(skipped) > 0, 0, size)
     at = (block - start).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    known = at < size
-    slope = tl.load(g + at, known, 0.0)
+    # A mask that may end at any number, as a bias of 3 does, would have every tensor read and written number by number.
+    if (block - start + 1) * BLOCK <= size:
+        _moved(w, g, a, b, t, scale, at, None, LR, BETA, GAMMA, LN_BETA, LN_GAMMA, DECAY, EPS)
+    else:
+        _moved(w, g, a, b, t, scale, at, at < size, LR, BETA, GAMMA, LN_BETA, LN_GAMMA, DECAY, EPS)
+
+
+@triton.jit
+def _moved(
+    w, g, a, b, t, scale, at, known,
+    LR: tl.constexpr, BETA: tl.constexpr, GAMMA: tl.constexpr, LN_BETA: tl.constexpr, LN_GAMMA: tl.constexpr,
+    DECAY: tl.constexpr, EPS: tl.constexpr,
+):  # fmt: skip
+    """One block's numbers, those of them that are `known`."""
+    slope = tl.load(g + at, known)
     if scale is not None:
         slope = tl.div_rn(slope, tl.load(scale))
-    if skipped is not None:
-        known = at < tl.where(tl.load(skipped) > 0, 0, size)
     count = tl.load(t).to(tl.float64)  # in float32, 1 - 0.999 has three digits less
     rate = tl.full((), LR, tl.float64) / (1 - tl.exp(count * tl.full((), LN_BETA, tl.float64)))
     root = tl.sqrt(1 - tl.exp(count * tl.full((), LN_GAMMA, tl.float64)))
-    mean = BETA * tl.load(a + at, known, 0.0) + (1 - BETA) * slope
-    square = GAMMA * tl.load(b + at, known, 0.0) + (1 - GAMMA) * slope * slope
-    weight = tl.load(w + at, known, 0.0) * (1 - LR * DECAY)
+    mean = BETA * tl.load(a + at, known) + (1 - BETA) * slope
+    square = GAMMA * tl.load(b + at, known) + (1 - GAMMA) * slope * slope
+    weight = tl.load(w + at, known) * (1 - LR * DECAY)
     weight -= rate.to(tl.float32) * tl.div_rn(mean, tl.div_rn(tl.sqrt_rn(square), root.to(tl.float32)) + EPS)
     tl.store(w + at, weight, known)
     tl.store(a + at, mean, known)
@@ -239,7 +252,10 @@ def _copied(A, B, STARTS: tl.constexpr, SIZES: tl.constexpr, BLOCK: tl.constexpr
         a, b = tl.where(here, A[i], a), tl.where(here, B[i], b)
         start, size = tl.where(here, STARTS[i], start), tl.where(here, SIZES[i], size)
     at = (block - start).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(a + at, tl.load(b + at, at < size, 0.0), at < size)
+    if (block - start + 1) * BLOCK <= size:
+        tl.store(a + at, tl.load(b + at))
+    else:
+        tl.store(a + at, tl.load(b + at, at < size), at < size)
 
 
 def copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
