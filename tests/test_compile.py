@@ -1,23 +1,25 @@
-"""torch.compile takes every objective whole, changes no result, compiles once, and says so where it cannot."""
+"""torch.compile takes every objective whole, FactorVAE in parts, changes no result, compiles once, or says why not."""
 
 import re
 import shutil
+from copy import deepcopy
 
 import cases
 import pytest
 import torch
-from small import micro_batches, small, step
+from small import STEP, micro_batches, small, step
 from test_world_size import distance
 
 from vaedist import aggregate
 from vaedist.config import available
+from vaedist.halves import Autocast
 from vaedist.noise import Noise
 from vaedist.watch import TorchError
 
 # which torch.compile hides, but not where warnings are errors
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 compiles = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++, without which inductor has no CPU code")
-PARTS = 5  # of FactorVAE: the encoder, with gradients and without, the decoder, and the discriminator twice
+GRAPHS = 5  # of FactorVAE: the encoder, with gradients and without, the decoder, and the discriminator twice
 VARIANTS = [(name, {}) for name in available("vaedist.objectives")] + [
     ("dipvae", {"kind": "ii"}),
     ("constrainedvae", {"constrained": "recon", "bound": 1.0}),
@@ -53,7 +55,31 @@ def test_every_objective_is_one_graph_with_the_terms_and_gradients_of_eager(name
             assert step(compiled, micros) == step(eager, micros)
             for mine, other in zip(compiled.parameters(), eager.parameters(), strict=True):
                 assert torch.equal(mine.grad, other.grad)
-        assert graphs() == (PARTS if name == "factorvae" else 1)
+        assert graphs() == (GRAPHS if name == "factorvae" else 1)
+
+
+def test_halves_in_the_place_of_weights_compile_nothing_anew():
+    objective = small("factorvae").float()
+    objective.compile(backend="eager", fullgraph=True, dynamic=False)
+    model = Autocast(objective, half := lambda: torch.autocast("cpu", torch.bfloat16), torch.bfloat16)
+    for first in (24, 36, 48):
+        ((images, noise),) = micro_batches(2, first=first)
+        with torch.no_grad(), half():
+            (surveyed,) = objective.survey([(images.float(), noise)], STEP)
+        model(images.float(), noise, STEP, surveyed)["loss"].backward()
+    assert graphs() == GRAPHS
+
+
+def test_a_copy_of_a_compiled_objective_has_its_own_weights():
+    objective = small("factorvae")
+    objective.compile(backend="eager")
+    ((images, noise),) = micro_batches(2)
+    copy = deepcopy(objective)
+    with torch.no_grad():
+        for weight in copy.parameters():
+            weight.zero_()
+    assert not torch.equal(objective._encode(images[0], noise).mu, copy._encode(images[0], noise).mu)
+    assert torch.equal(copy._encode(images[0], noise).mu, copy.posterior(images[0], noise).mu)
 
 
 @compiles
@@ -73,7 +99,7 @@ def test_a_run_compiled_half_way_reaches_the_golden_losses_and_goes_on_without(d
         cases.run("factorvae", data, tmp_path, train_precision="fp64", **more)
     assert len(cases.rows(tmp_path)) == 12
     assert distance(tmp_path, "factorvae") <= 1e-9
-    assert graphs() == PARTS
+    assert graphs() == GRAPHS
 
 
 @compiles

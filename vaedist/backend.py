@@ -1,6 +1,7 @@
 """Processes, devices, engines and precision: how a gradient crosses ranks. It and `zero` alone know accelerate."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
@@ -50,7 +51,7 @@ class Config:
     precision: Precision = "fp32"
     capture: bool = True  # a step as one CUDA graph
     tf32: bool = False  # products of float32 from inputs of 11 bits, in the tensor cores of a GPU
-    compile: bool = False  # what a step differentiates, by torch.compile
+    compile: bool = False  # the objective, by torch.compile
     clip: float = bounded(0.0, at_least=0)  # largest norm of all gradients together; 0: any
     ema: float | None = bounded(None, at_least=0, below=1)  # decay of the averaged weights that evaluations look at
     engine: Engine = "auto"  # what the launcher's config file says, else ddp
@@ -232,6 +233,7 @@ class Backend:
         self.observed: Any = deepcopy(objective).to(self.device) if apart else objective
         if self._config.compile:
             objective.compile(fullgraph=True, dynamic=False)  # the names of the weights stay
+            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # train.tf32 decides, not torch 2.11
         if self._config.ema is not None:
             optimizer.register_step_post_hook(Average(self._config.ema))
         model: Any = Autocast(objective, self.autocast, self._half if self._stage is None else None)

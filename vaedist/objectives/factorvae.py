@@ -18,6 +18,8 @@ from vaedist.noise import Noise
 from vaedist.posterior import Posterior
 from vaedist.world import World
 
+PARTS = "_encode", "_elbo", "_match", "_tc"  # each of which torch.compile takes by itself
+
 
 @dataclass(frozen=True, kw_only=True)
 class Discriminator:
@@ -63,8 +65,12 @@ class FactorVAE(objectives.Objective):
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """In parts: of a whole nothing could go on beside the rest."""
-        for part in (self._encode, self._elbo, self._match, self._tc):
-            setattr(self, part.__name__, torch.compile(part, *args, **kwargs))
+        for part in PARTS:
+            setattr(self, part, torch.compile(getattr(self, part), *args, **kwargs))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, which are not compiled: these parts compute with the weights of this one."""
+        return {name: value for name, value in super().__getstate__().items() if name not in PARTS}
 
     def survey(self, micros: Sequence[objectives.Micro], step: Tensor) -> Sequence[Tensor]:
         """Samples of the product of marginals for all rows of the step: the second batch's z, permuted over it all."""
