@@ -14,7 +14,6 @@ from vaedist import convolution, noise, trust
 from vaedist.convolution import Down, Up
 from vaedist.layers import channels_last
 
-CUDA = torch.cuda.is_available()
 PRECISION = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}  # relative error of all numbers together
 
 
@@ -142,7 +141,6 @@ def test_the_kernels_as_triton_interprets_them():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 def test_the_kernels_on_a_gpu(capsys, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # torch has it on until a run says otherwise
     check("cuda", [(3, 32, 16), (1, 32, 16), (32, 64, 16)], list(PRECISION))
@@ -152,7 +150,6 @@ def test_the_kernels_on_a_gpu(capsys, monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 def test_noise_has_the_same_bits_on_a_gpu():
     made = noise.Noise(3, torch.arange(1000))
     there = noise.Noise(3, torch.arange(1000, device="cuda"))

@@ -58,7 +58,6 @@ def test_the_ranks_send_what_the_table_says(objective, counted):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("objective", WORK)
 def test_the_host_never_waits_for_the_gpu(objective, data, tmp_path):

@@ -24,8 +24,6 @@ from vaedist.objectives.vae import ELBO
 from vaedist.train import main
 from vaedist.world import World
 
-gpu = pytest.mark.gpu
-needed = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 STEPS = 200
 RUNS: dict[str, dict[str, object]] = {case: {"case": case} for case in cases.CASES if case != "conv64"} | {
     "fp64": {"train_precision": "fp64"},
@@ -198,8 +196,7 @@ def trained(
     return rows, load_file(weights)
 
 
-@gpu
-@needed
+@pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # see test_compile
 @pytest.mark.parametrize("case", RUNS)
 def test_captured_and_eager_runs_have_the_same_numbers(case, data, tmp_path, capsys):
@@ -210,8 +207,7 @@ def test_captured_and_eager_runs_have_the_same_numbers(case, data, tmp_path, cap
     assert all(torch.equal(weights[name], eager_weights[name]) for name in eager_weights)
 
 
-@gpu
-@needed
+@pytest.mark.gpu
 def test_a_captured_run_goes_on_bit_for_bit(data, tmp_path):
     rows, weights = trained(data, tmp_path / "whole")
     trained(data, tmp_path / "halves", train_steps=STEPS // 2)
@@ -220,8 +216,7 @@ def test_a_captured_run_goes_on_bit_for_bit(data, tmp_path):
     assert all(torch.equal(weights[name], resumed_weights[name]) for name in weights)
 
 
-@gpu
-@needed
+@pytest.mark.gpu
 def test_captured_replicas_have_the_numbers_of_eager_ones(data, tmp_path, capsys):
     found = []
     settings = {"train_steps": 60, "track_every": 20, "checkpoint_every": 60}
@@ -234,8 +229,7 @@ def test_captured_replicas_have_the_numbers_of_eager_ones(data, tmp_path, capsys
     assert all(torch.equal(one[name], other[name]) for one, other in zip(*found, strict=True) for name in one)
 
 
-@gpu
-@needed
+@pytest.mark.gpu
 def test_replicas_are_the_runs_alone_on_a_gpu_too(data, tmp_path):
     settings = {"train_steps": 20, "track_every": 10, "train_capture": "false"}
     runs, gammas = [tmp_path / str(number) for number in range(3)], (1, 10, 100)
@@ -248,8 +242,7 @@ def test_replicas_are_the_runs_alone_on_a_gpu_too(data, tmp_path):
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-@gpu
-@needed
+@pytest.mark.gpu
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_an_objective_that_reads_a_number_is_trained_eagerly(accumulate, data, tmp_path, capsys, monkeypatch):
     more = {"case": "vae", "train_accumulate": accumulate, "train_precision": "fp16"}
@@ -295,8 +288,7 @@ sys.exit(main(words))
 """
 
 
-@gpu
-@needed
+@pytest.mark.gpu
 @pytest.mark.parametrize("objective", ["vae", "factorvae", "betatcvae", "constrainedvae"])
 def test_nccl_is_captured_with_the_step(objective, data, tmp_path):
     """Two processes cannot share a GPU by NCCL: one takes all collectives of two, and divides by two."""

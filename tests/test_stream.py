@@ -222,7 +222,6 @@ next(batches)
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_cuda_device_receives_the_same_batches_through_the_pinned_ring():
     expected_ids, expected_positions = take(stream(names=("images", "pool")), steps=50)
     ids, positions = take(stream(names=("images", "pool"), device=torch.device("cuda")), steps=50)
@@ -231,7 +230,6 @@ def test_a_cuda_device_receives_the_same_batches_through_the_pinned_ring():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_images_kept_on_a_cuda_device_come_in_the_same_batches(tmp_path):
     library = Library(str(pack_tiny(tmp_path / "tiny").directory), tmp_path)
     reader = Reader(library, "train", size=8, crop=28, threads=2)

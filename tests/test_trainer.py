@@ -12,7 +12,6 @@ from pathlib import Path
 import cases
 import numpy as np
 import pytest
-import torch
 import yaml
 from http_server import serving
 from launching import TRAIN, complaints, launch
@@ -340,7 +339,6 @@ def test_a_shard_that_stays_bad_ends_both_processes_with_its_url(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_takes_the_same_course_as_the_cpu(data, tmp_path):
     for device, environment in (("cuda", {}), ("cpu", {"CUDA_VISIBLE_DEVICES": ""})):
         command = [sys.executable, str(TRAIN), *short(data, tmp_path / device, "train.precision=fp64")]

@@ -142,7 +142,6 @@ def test_a_run_killed_on_two_processes_goes_on_with_one(data, tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_two_processes_that_share_a_gpu_reach_the_golden_losses(data, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -65,14 +65,14 @@ def met() -> None:
 
 
 @contextmanager
-def branching(stream: torch.cuda.Stream | None) -> Iterator[None]:
-    """Within the capture of a step: work that is asked for `beside` the rest goes to this stream, if there is one."""
+def branching(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Within the capture of a step: work that is asked for `beside` the rest goes to this stream."""
     global _branch
-    _branch = None if stream is None else _Branch(stream)
+    _branch = branch = _Branch(stream)
     try:
         yield
     finally:
-        if _branch is not None and _branch.left:  # also where the step has failed: a capture ends on one stream
+        if branch.left:  # also where the step has failed: a capture ends on one stream
             with suppress(RuntimeError):  # of one that is broken off
-                torch.cuda.current_stream().wait_stream(_branch.stream)
+                torch.cuda.current_stream().wait_stream(branch.stream)
         _branch = None
