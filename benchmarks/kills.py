@@ -36,12 +36,19 @@ SETTINGS: dict[str, object] = {
 def phases(run: Path, cache: Path) -> dict[str, Callable[[], bool]]:
     """How one sees from outside that a run is in a phase; all but `start-up` are short."""
     rows, pictures = len(lines(run)), len(list((run / "pictures").glob("*")))
-    some = random.randint(1, 6)
+    some, since = random.randint(1, 6), time.time()
+
+    def writes() -> bool:
+        """Not: has a draft, which the process that was killed before may have left."""
+        with suppress(FileNotFoundError):  # it is whole by now
+            return any(draft.stat().st_mtime > since for draft in (run / "checkpoints").glob(".step-*.draft"))
+        return False
+
     return {
         "start-up": lambda: True,
         "cache build": lambda: any(cache.glob("*.draft")),
         "training": lambda: len(lines(run)) >= rows + some or len(lines(run)) < rows,
-        "checkpoint": lambda: any((run / "checkpoints").glob(".step-*.draft")),
+        "checkpoint": writes,
         "evaluation": lambda: len(list((run / "pictures").glob("*"))) > pictures,
     }
 

@@ -88,7 +88,7 @@ def main() -> None:
         turns = [[seconds(one.device, each) for each in steps] for _ in range(told.turns + 5)][5:]  # they warm up
         ratio = statistics.median(after / before for before, after in turns)
         before, after = (1e3 * statistics.median(times) for times in zip(*turns, strict=True))
-        print(f"| `{name}` | {before:.1f} | {after:.1f} | {ratio:.2f} |")
+        print(f"| `{name}` | {before:.2f} | {after:.2f} | {ratio:.2f} |")
 
 
 if __name__ == "__main__":

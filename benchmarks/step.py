@@ -116,9 +116,9 @@ def compare(case: Case, modes: list[str], turns: int, cores: int | None) -> Iter
         wall, host = (statistics.median(column) for column in zip(*found[mode], strict=True))
         pairs = list(zip(found["plain"], found[mode], strict=True))
         yield (
-            f"| {case.objective} | {case.precision} | {case.batch} | {mode} | {1e3 * wall:.1f} "
+            f"| {case.objective} | {case.precision} | {case.batch} | {mode} | {1e3 * wall:.2f} "
             f"| {case.batch / wall:,.0f} | {ratio([plain.wall / turn.wall for plain, turn in pairs])} "
-            f"| {1e3 * host:.1f} | {ratio([plain.host / turn.host for plain, turn in pairs])} "
+            f"| {1e3 * host:.2f} | {ratio([plain.host / turn.host for plain, turn in pairs])} "
             f"| {candidate.launches():,} | {candidate.memory() / 1e6:,.0f} |"
         )
         candidate.close()
@@ -134,7 +134,7 @@ def floor(case: Case, cores: int | None) -> str:
         work, rates = pool.submit(case.floors).result()
     return (
         f"| {case.objective} | {case.precision} | {case.batch} | {work.flops / 1e9:.1f} "
-        f"| {1e3 * work.flops / rates.flops:.1f} | {work.bytes / 1e6:,.0f} | {1e3 * work.bytes / rates.copied:.1f} "
+        f"| {1e3 * work.flops / rates.flops:.2f} | {work.bytes / 1e6:,.0f} | {1e3 * work.bytes / rates.copied:.2f} "
         f"| {rates.flops / 1e12:.3g} | {rates.copied / 1e9:.0f} |"
     )
 
