@@ -53,7 +53,7 @@ def compare(megabytes: int, folder: Path) -> None:
     checkpoints = Checkpoints(folder, keep=1)
     still: dict[str, list[float]] = {"synchronous": [], "asynchronous": []}
     copying, alone, beside, writing = [], [], [], []
-    with Writer(checkpoints, required=True, warn=print) as writer:
+    with Writer(checkpoints.save, required=True, warn=print) as writer:
         for turn in range(2 * TURNS):
             way = list(still)[turn % 2]
             alone += [step(*small, images) for _ in range(50)]

@@ -44,7 +44,10 @@ OURS = {  # mode -> what it says beyond the recipe
     "compiled": ("train.capture=false", "train.compile=true"),
 }
 CAPTURED: dict[str, tuple[str, ...]] = {"captured": (), "compiled, captured": ("train.compile=true",)}
-NEVER = [f"{key}=1_000_000_000" for key in ("track.every", "evaluate.every", "checkpoint.every", "debug.replicas")]
+NEVER = [
+    "track.every=100_000",
+    *(f"{at}=1_000_000_000" for at in ("evaluate.every", "checkpoint.every", "debug.replicas")),
+]
 PRECISIONS = {"fp32": (), "tf32": ("train.tf32=true",), "bf16": ("train.precision=bf16",)}
 SECONDS = 0.5  # of a turn, or one step
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a question that leaves the GPU to those who are forked

@@ -29,7 +29,7 @@ def state(step: int) -> State:
 
 
 def save_for_ever(checkpoints: Checkpoints, start: int, report: int, beside: bool) -> None:
-    writer = Writer(checkpoints, required=True, warn=print)
+    writer = Writer(checkpoints.save, required=True, warn=print)
     for step in range(start + 1, sys.maxsize):
         if beside:
             writer.save(state(step))  # which waits for the one before

@@ -20,6 +20,13 @@ every_estimate = pytest.mark.parametrize("weights", ESTIMATES, ids=lambda weight
 START = 7  # batches begin anywhere in the stream
 
 
+def test_of_a_set_of_one_image_q_is_its_posterior():
+    q = posteriors(1, 3)
+    found = log_density(q.z, positions(1), q, positions(1), averaged(1, 1))
+    assert torch.allclose(found[:, 1:], q.log_density(q.z)[:, 0])
+    assert torch.allclose(found[:, 0], found[:, 1:].sum(1))
+
+
 def posteriors(images: int, latent: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Posterior:
     """Posteriors as training makes them: of widths from 0.2 to 1, their means as wide as the prior."""
     torch.manual_seed(seed)

@@ -118,6 +118,19 @@ def test_a_corrupt_future_is_given_up_and_never_the_checkpoint_just_written(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000025"]
 
 
+def test_what_a_resumed_run_passed_over_is_not_counted_among_those_that_are_kept(tmp_path):
+    for step in (4, 8, 12):
+        save(Checkpoints(tmp_path, keep=3), step, *trained(1))
+    (tmp_path / "step-00000012" / "state.json").unlink()
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.newest(lambda line: None).progress.step == 8
+    checkpoints.refuse_later(8)
+    save(checkpoints, 16, *trained(1))
+    assert names(tmp_path) == ["step-00000008", "step-00000016"]
+    with pytest.raises(CheckpointError, match=r": another process has trained this run meanwhile, to step 16; give"):
+        checkpoints.refuse_later(8)
+
+
 def test_no_checkpoint_is_a_fresh_start(tmp_path):
     assert Checkpoints(tmp_path / "none", keep=3).newest(pytest.fail) is None
 
@@ -236,7 +249,7 @@ def test_a_save_goes_on_beside_training_and_a_second_waits_for_it(tmp_path, monk
     durable, sync = threading.Event(), os.fsync
     monkeypatch.setattr(os, "fsync", lambda handle: durable.wait(60) and sync(handle))
     net = trained(1)
-    with Writer(Checkpoints(tmp_path, keep=3), required=True, warn=pytest.fail) as writer:
+    with Writer(Checkpoints(tmp_path, keep=3).save, required=True, warn=pytest.fail) as writer:
         writer.save(state(1, *net))
         writer.look()
         assert not (tmp_path / "step-00000001").exists()
@@ -316,14 +329,19 @@ def test_what_the_disk_refuses_is_one_line_and_what_lay_there_stays(reason, advi
 
     with refusing(reason, monkeypatch):
         with pytest.raises(CheckpointError) as raised:
-            saves(Writer(checkpoints, True, pytest.fail), 4, 5)
+            saves(Writer(checkpoints.save, True, pytest.fail), 4, 5)
         assert str(raised.value) == f"{lines[4]}, then give the same command again"
         with pytest.raises(CheckpointError) as raised:
-            saves(Writer(checkpoints, False, said.append), 4, 5)  # the last is required
+            saves(Writer(checkpoints.save, False, said.append), 4, 5)  # the last is required
         assert said == [f"{lines[4]}; training goes on"]
+        with Writer(checkpoints.save, False, said.append) as writer:
+            assert writer.wait()
+            writer.save(state(4, *net))
+            assert not writer.wait()
+        assert said.pop() == said[0]
         assert str(raised.value) == f"{lines[5]}, then give the same command again"
         with pytest.raises(TypeError):
-            saves(Writer(checkpoints, True, said.append), 6, None)
+            saves(Writer(checkpoints.save, True, said.append), 6, None)
         assert said[1:] == [lines[6]]
     assert names(tmp_path) == ["step-00000003"]
     assert checkpoints.newest(pytest.fail).progress.step == 3
@@ -386,6 +404,8 @@ def test_inspect_and_verify_say_what_is_there_and_what_is_damaged(tmp_path, caps
     assert capsys.readouterr().err == (
         f"vaedist: {tmp_path}/nothing: no checkpoint; name a run, the checkpoints in it, or one of these\n"
     )
+    assert command(["inspect", "x" * 300]) == 1
+    assert capsys.readouterr().err == f"vaedist: {'x' * 100}: File name too long\n"
 
 
 def test_the_commands_need_no_torch_and_end_quietly_when_nobody_reads_on(tmp_path):

@@ -18,9 +18,10 @@ def test_a_line_is_the_mean_over_its_steps_each_the_mean_over_its_micro_batches(
     meters = Meters(World())
     add(meters, 1.0, 3.0)
     add(meters, 4.0, 4.0)
-    assert meters.take_means(2) == {"loss": 3.0, "kl": 6.0}
+    assert meters.means(2) == {"loss": 3.0, "kl": 6.0}
+    meters.clear()
     add(meters, 5.0)
-    assert meters.take_means(3) == {"loss": 5.0, "kl": 10.0}
+    assert meters.means(3) == {"loss": 5.0, "kl": 10.0}
 
 
 def test_steps_carried_by_a_checkpoint_count_as_if_nothing_had_happened():
@@ -33,7 +34,7 @@ def test_steps_carried_by_a_checkpoint_count_as_if_nothing_had_happened():
     first.reduce(2)
     second = Meters(World(), rows=first.rows)
     add(second, values[2])
-    assert second.take_means(3) == whole.take_means(3)
+    assert second.means(3) == whole.means(3)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

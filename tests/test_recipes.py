@@ -91,6 +91,8 @@ def test_the_run_directory_follows_from_the_command():
     )
     assert run("train.precision=bf16") == "runs/factorvae,train.precision=bf16"
     assert run("run=elsewhere") == "elsewhere"
+    assert run("objective={name: betavae, beta: 4}") == run("objective=betavae", "objective.beta=4")
+    assert run("train={steps: 9, precision: bf16}", "track={wandb: off}") == run("train.precision=bf16")
     assert run("data.shards=/some where/set") == "runs/factorvae,data.shards=_some_where_set"
     many = [f"objective.discriminator.{key}={value}" for key, value in (("width", 10), ("layers", 3), ("lr", 1e-3))]
     assert len(run(*many, "optimizer.lr=1e-3", "train.batch=32", "train.steps=10")) < 140
@@ -99,6 +101,7 @@ def test_the_run_directory_follows_from_the_command():
 def test_a_run_is_looked_at_with_other_evaluators_than_it_was_trained_with(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe, _ = load(["recipe=vae", "evaluate.attributes=[Smiling]", "run=."])
+    assert recipe.run == tmp_path
     Path("recipe.yaml").write_text(dump(recipe))
     for words in (["evaluate.names=[mig]"], ["evaluate.names=[]"]):
         found, _ = load(recipe_of(".", words))

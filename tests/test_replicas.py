@@ -17,13 +17,14 @@ from wandb_records import logged
 
 from launch.slurm.check import check, recipes_of, settled
 from vaedist import backend
-from vaedist.checkpoint import CheckpointError
+from vaedist.checkpoint import CheckpointError, Checkpoints, Progress, State
 from vaedist.config import ConfigError, available
 from vaedist.debug import DivergedError
 from vaedist.noise import Noise
 from vaedist.objectives.factorvae import Discriminator, FactorVAE
 from vaedist.recipe import load, load_all
 from vaedist.replicas.backend import ReplicaBackend
+from vaedist.replicas.files import newest_common, save_all
 from vaedist.replicas.objective import ReplicaNoise, Replicas
 from vaedist.replicas.run import train_replicas
 from vaedist.stop import Stop, StoppedError
@@ -186,6 +187,42 @@ def test_replicas_go_on_together_from_the_newest_step_that_all_have_whole(data, 
         at_once(data, runs)
 
 
+@pytest.mark.parametrize("end", [CheckpointError, KeyboardInterrupt])
+def test_a_step_that_all_have_stays_when_one_cannot_be_saved_or_the_process_is_killed(end, tmp_path, monkeypatch):
+    recipes = load_all(["recipe=vae", "train.replicas=3"])[0]
+    places = [Checkpoints(tmp_path / name, keep=1) for name in "abc"]
+    write = Checkpoints.write
+
+    def save(step: int) -> None:
+        state = State(
+            progress=Progress(step, step), meters=[{"loss": [1.0, 2.0, 3.0]}], scaling={}, data="digest", recipe={},
+            weights={"w": torch.arange(3.0)}, moments={"w/step": torch.arange(3.0)},
+        )  # fmt: skip
+        save_all(places, recipes, state)
+
+    def fail(checkpoints: Checkpoints, state: State) -> Path:
+        if checkpoints is places[1]:
+            raise end
+        return write(checkpoints, state)
+
+    save(4)
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "write", fail)
+        for step in (8, 12):
+            with pytest.raises(end):
+                save(step)
+    others = {4, 12} if end is CheckpointError else {4, 8, 12}
+    assert [each.steps() for each in places] == [others, {4}, {4, 12} if end is CheckpointError else {4}]
+    said: list[str] = []
+    found = newest_common(places, said.append)
+    assert [(each.progress.step, float(each.weights["w"]), each.meters) for each in found] == [
+        (4, 0.0, [{"loss": 1.0}]), (4, 1.0, [{"loss": 2.0}]), (4, 2.0, [{"loss": 3.0}])
+    ]  # fmt: skip
+    assert len(said) == 1
+    save(8)
+    assert [each.steps() for each in places] == [{8}] * 3
+
+
 def test_a_file_in_the_directory_of_one_stops_all_saved(data, tmp_path):
     runs = [tmp_path / name for name in "ab"]
     runs[1].mkdir()
@@ -239,6 +276,7 @@ def test_the_directories_are_those_that_the_commands_for_each_alone_would_choose
         ("train.batch=[8,16]", "command line: train.batch is 8 and 16: replicas may differ in the seed and in numbers"),
         ("seed=[3,3]", "runs/factorvae,seed=3: 2 replicas would write there"),
         ("run=x", "x: 2 replicas would write there"),
+        ("run=[]", "command line: run=[] has 0 values for one replica at least"),
         ("train.precision=fp16", "command line: train: replicas=2 goes with precision=bf16 or fp32"),
         ("train.compile=true", "command line: train: replicas=2 goes with compile=false"),
         ("train.accumulate=2", "command line: train: replicas=2 goes with accumulate=1: say fewer replicas"),
@@ -249,6 +287,11 @@ def test_what_replicas_cannot_do_is_answered_with_one_line(words, line):
     with pytest.raises(ConfigError) as caught:
         runs("train.replicas=2", words)
     assert str(caught.value).startswith(line)
+
+
+def test_how_many_replicas_is_no_list():
+    with pytest.raises(ConfigError, match=r"train\.replicas is a list: say how many"):
+        runs("train.replicas=[2,5]")
 
 
 def test_other_commands_and_several_processes_refuse_replicas(monkeypatch):

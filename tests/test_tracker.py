@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,8 +19,10 @@ import wandb_server
 from PIL import Image
 from wandb_records import logged
 
+from vaedist import wandb_view
 from vaedist.config import ConfigError
 from vaedist.pictures import write_pictures
+from vaedist.stop import StoppedError
 from vaedist.tracker import Config, Tracker, foreseen, open_tracker, open_view
 
 OFF = Config(wandb="off")
@@ -179,6 +182,22 @@ def test_a_resumed_run_is_the_same_run_on_wandb(run: Path, lines: list[str]) -> 
     assert [found["seen"] for found in second.rows] == [64, 128]
     assert rows(run) == [row(1), row(2)]
     assert lines == [f"W&B: offline, as asked; upload: wandb sync '{run}/wandb'/offline-run-*"] * 2
+
+
+def test_a_signal_while_wandb_is_imported_is_no_failure_of_it(
+    run: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise StoppedError(signal.SIGTERM)
+
+    def half_imported(*_: Any) -> None:
+        raise AttributeError("partially initialized module 'wandb' has no attribute 'errors'")
+
+    monkeypatch.setattr(wandb_view, "_start", stopped)
+    monkeypatch.setattr(wandb_view, "_failures", half_imported)
+    with pytest.raises(StoppedError):
+        start(Config(), run, lines)
+    assert lines == []
 
 
 @pytest.mark.parametrize(("track", "mode"), [(OFF, None), (OFF, "online"), (Config(), "disabled")])

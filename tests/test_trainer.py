@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -18,8 +19,10 @@ from launching import TRAIN, complaints, launch
 from PIL import Image
 from small import small
 from tiny_set import pack_tiny, spoil
+from wandb_records import logged
 
 from shards.manifest import read
+from vaedist import trainer
 from vaedist.config import available, dump
 from vaedist.evaluate import evaluate, recipe_of
 from vaedist.recipe import load
@@ -115,6 +118,26 @@ def test_the_same_command_again_says_that_the_run_is_complete(data, tmp_path, ca
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
+def test_what_a_run_that_was_killed_after_its_last_step_had_not_done_the_same_command_does(data, tmp_path, capsys):
+    run, words = tmp_path / "run", ("track.wandb=offline", "evaluate.names=[samples]")
+    assert main(short(data, run, *words)) == 0
+    assert (run / "COMPLETE").exists()
+    before = cases.rows(run)
+    for lost in ("COMPLETE", "curves.png"):
+        (run / lost).unlink()
+    shutil.rmtree(next((run / "wandb").glob("offline-run-*")))
+    (run / "REQUEUE").touch()
+    for again in (True, False):
+        capsys.readouterr()
+        assert main(short(data, run, *words)) == 0
+        assert ("W&B: offline" in capsys.readouterr().out) == again
+        assert {"COMPLETE", "curves.png"} <= {path.name for path in run.iterdir()}
+        assert not (run / "REQUEUE").exists()
+    assert cases.rows(run) == before
+    (sent,) = logged(run)
+    assert [row["step"] for row in sent.rows] == [row["step"] for row in before]
+
+
 def test_more_steps_go_on_from_the_last_checkpoint(data, tmp_path, capsys):
     assert main(short(data, tmp_path / "a")) == 0
     assert main(short(data, tmp_path / "a", "train.steps=6")) == 0
@@ -130,10 +153,11 @@ def test_a_log_line_that_spans_a_restart_is_the_one_of_an_uninterrupted_run(data
             every = "track.every=4" if steps == 6 else "track.every=100"
             assert main(short(data, tmp_path / run, f"train.steps={steps}", every, "evaluate.every=100")) == 0
     whole, stopped = (
-        [{k: v for k, v in row.items() if k.startswith("train/")} for row in cases.rows(tmp_path / run)]
+        {row["step"]: {k: v for k, v in row.items() if k.startswith("train/")} for row in cases.rows(tmp_path / run)}
         for run in ("whole", "stopped")
     )
-    assert stopped[-1] == whole[-1]
+    assert stopped.keys() == {2, 4, 6}  # a last step has a row, and the next row is nevertheless of all its steps
+    assert whole == {step: stopped[step] for step in (4, 6)}
 
 
 def test_a_changed_recipe_is_not_resumed(data, tmp_path, capsys):
@@ -181,6 +205,11 @@ def test_dry_run_prints_the_resolved_recipe_and_touches_nothing(data, tmp_path, 
         (["recipe=vae", "evaluate.names=[elbow]"], "evaluate: names: no evaluator 'elbow', there are attributes,"),
         (["recipe=vae", "data.shards=nowhere"], "nowhere: there is no such data set; make it with"),
         (["recipe=vae", "train.batch=10", "train.accumulate=4"], "train.batch=10 does not divide"),
+        (["recipe=vae", f"seed={10**23}"], "is out of range"),
+        (["recipe=vae", "train.batch=1e12"], "is out of range"),
+        (["recipe=vae", "train.timeout=4e9"], "is out of range: it must be above 0 and at most 100000000"),
+        (["recipe=vae", "track.every=1e6"], "is out of range: it must be at least 1 and at most 100000"),
+        (["recipe=vae", "data.cache_gb=1e300"], "is out of range"),
     ],
 )
 def test_a_wrong_word_is_answered_with_one_line(words, line, capsys, tmp_path, monkeypatch):
@@ -189,6 +218,40 @@ def test_a_wrong_word_is_answered_with_one_line(words, line, capsys, tmp_path, m
     printed = capsys.readouterr()
     assert len(printed.err.splitlines()) == 1
     assert line in printed.err
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "line"),
+    [
+        ("", "no directory", "{run}: is a file; say run=ANOTHER"),
+        ("environment.json", "", "{run}/environment.json: is not a list of the run's starts; move it away"),
+        ("environment.json", "{}", "{run}/environment.json: is not a list of the run's starts; move it away"),
+    ],
+)
+def test_what_lies_in_a_runs_place_is_named(file, content, line, data, tmp_path, capsys):
+    run = tmp_path / "run"
+    if file:
+        run.mkdir()
+    (run / file).write_text(content)
+    assert main(short(data, run)) == 1
+    (found,) = complaints(capsys.readouterr().err)
+    assert found.startswith(f"vaedist: {line.format(run=run)}")
+
+
+def test_a_run_that_another_process_has_trained_since_it_was_read_keeps_its_rows(data, tmp_path, capsys, monkeypatch):
+    run, read = tmp_path / "run", trainer.open_run
+
+    def read_and_wait(*given):
+        found = read(*given)
+        monkeypatch.undo()
+        assert main(short(data, run)) == 0
+        return found
+
+    monkeypatch.setattr(trainer, "open_run", read_and_wait)
+    assert main(short(data, run)) == 1
+    (line,) = complaints(capsys.readouterr().err)
+    assert line.startswith(f"vaedist: {run}/checkpoints: another process has trained this run meanwhile, to step 4;")
+    assert [row["step"] for row in cases.rows(run)] == [1, 2, 3, 4]
 
 
 def test_what_is_wrong_on_another_machine_is_said_there(capsys, monkeypatch):
@@ -347,7 +410,7 @@ def test_a_gpu_takes_the_same_course_as_the_cpu(data, tmp_path):
     assert cuda == pytest.approx(cpu, rel=1e-9)
 
 
-def test_a_run_that_is_evaluated_again_has_the_same_numbers_and_pictures(data, tmp_path, capsys):
+def test_a_run_that_is_evaluated_again_has_the_same_numbers_and_pictures(data, tmp_path, capsys, monkeypatch):
     words = cases.words("conv64", data, tmp_path, train_steps=1, evaluate_names="[elbo, samples]", train_ema=0.5)
     assert main(words) == 0
     assert main([f"recipe={tmp_path}/recipe.yaml", f"run={tmp_path}"], evaluate) == 0
@@ -363,6 +426,10 @@ def test_a_run_that_is_evaluated_again_has_the_same_numbers_and_pictures(data, t
     later = json.loads((found / "metrics.json").read_text())
     assert evaluated.items() < later.items()
     assert "eval/psnr" in later
+    with monkeypatch.context() as patched:  # REQUEUE would ask for more of the training
+        patched.setattr("vaedist.evaluate.observed", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        assert main([f"recipe={tmp_path}/recipe.yaml", f"run={tmp_path}"], evaluate) == 75
+    assert not (tmp_path / "REQUEUE").exists()
     capsys.readouterr()
     shutil.rmtree(tmp_path / "checkpoints")
     assert main([f"recipe={tmp_path}/recipe.yaml", f"run={tmp_path}"], evaluate) == 1

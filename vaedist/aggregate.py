@@ -105,7 +105,7 @@ def log_density(z: Tensor, positions: Tensor, everyone: Posterior, columns: Tens
     z [rows, latent] are drawn from the images at `positions` [rows]; `everyone` are the posteriors of the whole batch,
     of the images at `columns` [batch].
     """
-    own, after, other = (math.log(weight) for weight in weights)
+    own, after, other = (math.log(weight) if weight else -math.inf for weight in weights)
 
     def compute(part: slice, z: Tensor, *latents: Tensor) -> Tensor:
         ahead = (columns - positions[part, None]) % len(columns)

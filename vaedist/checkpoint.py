@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -99,42 +99,50 @@ class Checkpoints:
     directory: Path
     keep: int
     keep_every: int | None = None
+    _passed_over: set[int] = field(default_factory=set, init=False)  # steps after the one that was read
 
     def save(self, state: State) -> Path:
-        """Writes the state after `progress.step` steps; rank 0 alone calls it. Meanwhile it holds WRITING.
+        """Writes the state after `progress.step` steps, and removes what is not to be kept; rank 0 alone calls it.
 
         Raises CheckpointError where the disk is full or fails; what lay there before is then as it was.
         """
-        with WRITING:
-            return self._save(state)
+        path = self.write(state)
+        self.prune()
+        return path
 
-    def _save(self, state: State) -> Path:
-        final = self.directory / f"step-{state.progress.step:08d}"
+    def write(self, state: State) -> Path:
+        """The first half of `save`. Meanwhile it holds WRITING."""
+        step = state.progress.step
+        final = self.directory / f"step-{step:08d}"
         draft = final.with_name(f".{final.name}.draft")
-        try:
-            if not self.directory.exists():
-                self.directory.mkdir(parents=True)
-                sync_directory(self.directory.parent)
-            for stale in self.directory.glob(".step-*"):
-                shutil.rmtree(stale, ignore_errors=True)
-            draft.mkdir()
-            _write(draft, state)
-            older = []
-            for path in newest_first(self.directory):
-                if step_of(path) < state.progress.step:
-                    older.append(path)
-                else:  # a corrupt one, passed over when the run was resumed before it
-                    _remove(path)
-            draft.rename(final)
-            sync_directory(self.directory)
-        except OSError as error:
-            shutil.rmtree(draft, ignore_errors=True)  # others need its room
-            raise CheckpointError(self._unsaved(state.progress.step, error)) from error
-        for path in older[self.keep - 1 :]:
-            if self.keep_every is None or step_of(path) % self.keep_every:
-                with suppress(OSError):  # this one is saved; the next save tries again
-                    _remove(path)
+        with WRITING:
+            try:
+                if not self.directory.exists():
+                    self.directory.mkdir(parents=True)
+                    sync_directory(self.directory.parent)
+                for stale in self.directory.glob(".step-*"):
+                    shutil.rmtree(stale, ignore_errors=True)
+                draft.mkdir()
+                _write(draft, state)
+                for path in newest_first(self.directory):
+                    if step_of(path) >= step:  # passed over when the run was resumed before it
+                        _remove(path)
+                draft.rename(final)
+                sync_directory(self.directory)
+            except OSError as error:
+                shutil.rmtree(draft, ignore_errors=True)  # others need its room
+                raise CheckpointError(self._unsaved(step, error)) from error
+        self._passed_over.discard(step)
         return final
+
+    def prune(self, spare: int | None = None) -> None:
+        """Removes what is not to be kept, a step to `spare` is; and what was passed over, which is of no use."""
+        steps = sorted(self.steps(), reverse=True)
+        stay = {*steps[: self.keep], spare} | {step for step in steps if self.keep_every and not step % self.keep_every}
+        for path in newest_first(self.directory):
+            if step_of(path) not in stay:
+                with suppress(OSError):  # the newest is saved; the next call tries again
+                    _remove(path)
 
     def newest(self, warn: Callable[[str], None]) -> Snapshot | None:
         """The newest whole checkpoint; drafts and corrupt ones are named in a warning and passed over.
@@ -146,7 +154,7 @@ class Checkpoints:
         candidates = newest_first(self.directory)
         for path in candidates:
             try:
-                return _read(path)
+                return self.at(step_of(path))
             except DamagedError as error:
                 warn(f"{error}; trying the one before it")
         if candidates:
@@ -156,12 +164,22 @@ class Checkpoints:
         return None
 
     def steps(self) -> set[int]:
-        """The steps of all that have the name of a checkpoint."""
-        return set(map(step_of, newest_first(self.directory)))
+        """The steps of all that have the name of a checkpoint, but of those that were passed over."""
+        return set(map(step_of, newest_first(self.directory))) - self._passed_over
+
+    def refuse_later(self, step: int) -> None:
+        """Raises CheckpointError where there is a later step than the one that was read: rows follow that one."""
+        if later := [other for other in self.steps() if other > step]:
+            raise CheckpointError(
+                f"{self.directory}: another process has trained this run meanwhile, to step {max(later)}; give the "
+                "same command again to go on from there"
+            )
 
     def at(self, step: int) -> Snapshot:
-        """The checkpoint of a step. Raises DamagedError."""
-        return _read(self.directory / f"step-{step:08d}")
+        """The checkpoint of a step, from which the run goes on: later ones are passed over. Raises DamagedError."""
+        snapshot = _read(self.directory / f"step-{step:08d}")
+        self._passed_over.update(other for other in self.steps() if other > step)
+        return snapshot
 
     def _unsaved(self, step: int, error: OSError) -> str:
         whole = next(
@@ -177,28 +195,29 @@ class Writer:
     `required` as in Config. Leaving the context waits for the last save, which is required in any case.
     """
 
-    def __init__(self, checkpoints: Checkpoints, required: bool, warn: Callable[[str], None]) -> None:
-        self._checkpoints, self._required, self._warn = checkpoints, required, warn
+    def __init__(self, save: Callable[[State], object], required: bool, warn: Callable[[str], None]) -> None:
+        self._save, self._required, self._warn = save, required, warn
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._pending: Future[Path] | None = None
+        self._pending: Future[object] | None = None
 
     def save(self, state: State) -> None:
         """Begins to save; lists and tensors of `state` must stay as they are from now on."""
         self.wait()
-        self._pending = self._thread.submit(self._checkpoints.save, state)
+        self._pending = self._thread.submit(self._save, state)
 
     def look(self) -> None:
         """Raises CheckpointError, or warns, where a save has failed; one that still goes on is left to itself."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
-    def wait(self) -> None:
-        """Like `look`, at the end of the save."""
+    def wait(self) -> bool:
+        """Like `look`, at the end of the save; whether it has not failed."""
         failure = self._failure()
         if failure and self._required:
             raise CheckpointError(f"{failure}, then give the same command again")
         if failure:
             self._warn(f"{failure}; training goes on")
+        return not failure
 
     def close(self) -> None:
         """Waits for the last save. Raises CheckpointError: what a run ends with must be on the disk."""

@@ -48,6 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     except CheckpointError as error:
         print(f"vaedist: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # of a path that is none
+        print(f"vaedist: {str(options.path)[:100]}: {error.strerror}", file=sys.stderr)
+        return 1
     for draft in unfinished:
         print(f"{draft}: a draft: being written, or left by a run that died")
     return 0 if whole else 1

@@ -130,9 +130,16 @@ class Replica:
         """Raises ConfigError where the list has not one value for each."""
         assert isinstance(node.value, list)
         if not node.value or self.count not in (None, len(node.value)):
-            raise node.wrong(key, f"has {len(node.value)} values for train.replicas={self.count}")
+            many = f"train.replicas={self.count}" if self.count else "one replica at least"
+            raise node.wrong(key, f"has {len(node.value)} values for {many}")
         self.lists.add(key)
         return node.value[self.number]
+
+
+def said(command: Command) -> list[str]:
+    """The keys to which the words give a value, sorted as words are, in which a name follows its section's keys."""
+    keys = [words.from_words([word]).paths() for word in sorted(command.overrides)]
+    return [key for own in keys for key in sorted(own, key=lambda key: f"{key.removesuffix('.name')}=")]
 
 
 def read(schema: type[T], command: Command, replica: Replica | None = None) -> T:

@@ -1,11 +1,16 @@
 """Where a run takes place: what environment.json records beside the recipe."""
 
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from shards.files import replacing
+from vaedist.words import ConfigError
 
 PACKAGES = ("torch", "torchvision", "accelerate", "webdataset", "wandb", "numpy")
 BUILT_FROM = Path(__file__).resolve().parents[1] / "COMMIT"  # in an image, which has no checkout
@@ -34,6 +39,18 @@ def environment(*, step: int, world_size: int, device: str, data: str) -> dict[s
         "data": data,
         "slurm": {key: os.environ[name] for key, name in SLURM.items() if name in os.environ},
     }
+
+
+def add_start(path: Path, where: Mapping[str, Any]) -> None:
+    """Adds to the list of the run's starts. Raises ConfigError where the file is none."""
+    try:
+        starts = json.loads(path.read_text()) if path.exists() else []
+    except ValueError:
+        starts = None
+    if not isinstance(starts, list):
+        raise ConfigError(f"{path}: is not a list of the run's starts; move it away, a new one will be begun")
+    with replacing(path) as file:
+        file.write(f"{json.dumps([*starts, where], indent=1)}\n".encode())
 
 
 def _git(*words: str) -> str | None:

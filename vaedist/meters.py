@@ -45,11 +45,13 @@ class Meters:
             refuse_nonfinite(number, terms)
             self.rows.append(terms)
 
-    def take_means(self, step: int) -> dict[str, Any]:
-        """Mean of every term over the steps since the last call; every rank must call it."""
+    def means(self, step: int) -> dict[str, Any]:
+        """Mean of every term over the steps since `clear`; every rank must call it."""
         self.reduce(step)
-        rows, self.rows = self.rows, []
-        return {name: mean([row[name] for row in rows]) for name in rows[0]}
+        return {name: mean([row[name] for row in self.rows]) for name in self.rows[0]}
+
+    def clear(self) -> None:
+        self.rows = []
 
 
 def over_micros(micros: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -11,7 +11,20 @@ from typing import Any
 from vaedist.backend import Config as Train
 from vaedist.checkpoint import CheckpointError, Snapshot
 from vaedist.checkpoint import Config as Checkpoint
-from vaedist.config import Command, ConfigError, Replica, as_dict, component, differences, flatten, leaves, parse, read
+from vaedist.config import (
+    Command,
+    ConfigError,
+    Replica,
+    as_dict,
+    bounded,
+    component,
+    differences,
+    flatten,
+    leaves,
+    parse,
+    read,
+    said,
+)
 from vaedist.data import Config as Data
 from vaedist.debug import Config as Debug
 from vaedist.evaluators import Config as Evaluate
@@ -25,7 +38,7 @@ RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     run: Path = Path()  # the run directory; empty: `default_run`
-    seed: int = 0
+    seed: int = bounded(0, at_least=-(2**62), at_most=2**62)
     data: Data = field(default_factory=Data)
     model: Any = component("vaedist.models", default="conv64")
     objective: Any = component("vaedist.objectives", default="vae")
@@ -64,6 +77,8 @@ def load_all(words: Sequence[str]) -> tuple[list[Recipe], bool]:
     command = parse(words, RECIPES)
     first = read(Recipe, command, begun := Replica(0))
     count = first.train.replicas
+    if "train.replicas" in begun.lists:
+        raise ConfigError(f"{COMMAND_LINE}: train.replicas is a list: say how many, and of what differs a list")
     if count == 1:
         recipe = read(Recipe, command) if begun.lists else first  # which refuses them
         return [named(command, recipe)], command.dry_run
@@ -80,7 +95,9 @@ def load_all(words: Sequence[str]) -> tuple[list[Recipe], bool]:
 
 def named(command: Command, recipe: Recipe) -> Recipe:
     """The recipe with a run directory."""
-    return replace(recipe, run=default_run(command, recipe)) if recipe.run == Path() else recipe
+    if recipe.run != Path():
+        return recipe
+    return replace(recipe, run=Path.cwd() if "run" in said(command) else default_run(command, recipe))  # run=.
 
 
 def _refuse_unlike(recipes: Sequence[Recipe]) -> None:
@@ -115,11 +132,10 @@ _NAMED = ("data.shards", "data.draw", "train.precision", "train.tf32")
 def default_run(command: Command, recipe: Recipe) -> Path:
     """runs/NAME and what was overridden, so that the same command, or a longer one, finds the same run again."""
     values, words = flatten(as_dict(recipe)), []
-    for word in sorted(command.overrides):
-        key = word.partition("=")[0]
+    for key in said(command):
         if key.startswith(_NAMED) or not key.startswith(_FREE):
             leaf = key if key in values else f"{key}.name"  # objective=betavae
-            words.append(re.sub(r"[^\w.=+-]+", "_", f"{leaf}={values.get(leaf, word)}"))
+            words.append(re.sub(r"[^\w.=+-]+", "_", f"{leaf}={values[leaf]}"))
     name = ",".join([command.name, *words])
     if len(name) > 120:
         name = f"{name[:100]},{hashlib.sha256(name.encode()).hexdigest()[:12]}"

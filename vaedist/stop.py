@@ -16,6 +16,7 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 REQUEUE = "REQUEUE"  # the file in the run directory that asks for the same command: launchers make every status a 1
+COMPLETE = "COMPLETE"  # and the one that says that nothing is left to be done
 FILES = {1: "SAVE", 255: "STOP"}  # that a person may put there; in a vote beside signals the largest number counts
 SAVE, STOP = FILES
 LOOK = 1.0  # seconds between two looks for them
@@ -94,6 +95,7 @@ class Requests:
         """The file has had its effect: it is removed, which tells the person so."""
         for run in self._runs:
             (run / FILES[number]).unlink(missing_ok=True)
+        self._told = self._told and number != SAVE  # the next one is another
 
 
 def ask_again(run: Path) -> None:

@@ -24,7 +24,7 @@ Mode = Literal["auto", "online", "offline", "off"]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    every: int = bounded(100, at_least=1)  # steps
+    every: int = bounded(100, at_least=1, at_most=100_000)  # steps, of which a checkpoint carries every one along
     wandb: Mode = "auto"  # online where a credential is found, else offline; WANDB_MODE decides if it is set
     project: str = "vaedist"
     entity: str | None = None
@@ -86,16 +86,21 @@ def open_tracker(
     environment: Mapping[str, Any],
     done: int,
     announce: Callable[[str], None],
+    claimed: Callable[[], None] = lambda: None,
 ) -> Tracker:
     """The tracker of the run in directory `run` after `done` steps, for the one process that writes.
 
-    Raises ConfigError when the metrics.jsonl that is there is not one, or another process writes in this directory.
+    `claimed` is called when no other process writes there any more, and nothing is changed yet; it may raise. Raises
+    ConfigError when the metrics.jsonl that is there is not one, or another process writes in this directory.
     """
     _mode(track)  # what is wrong with it comes first
-    files = Files(run, done)
-    view = open_view(track, run, "train", recipe, environment, announce)
-    if view:
-        view.replay(files.rows(), files.pictures)
+    with ExitStack() as opened:
+        files = Files(run, done, claimed)
+        opened.callback(files.close, failed=True)
+        view = open_view(track, run, "train", recipe, environment, announce)
+        if view:
+            view.replay(files.rows(), files.pictures)
+        opened.pop_all()
     return Tracker(files, view)
 
 
@@ -131,12 +136,13 @@ def open_view(
 class Files:
     """metrics.jsonl, one object a line, on the disk when `log` returns; pictures/step-00001000/NAME.png."""
 
-    def __init__(self, run: Path, done: int) -> None:
+    def __init__(self, run: Path, done: int, claimed: Callable[[], None]) -> None:
         self._run = run
         run.mkdir(parents=True, exist_ok=True)
         path = run / "metrics.jsonl"
         with ExitStack() as files:
             files.enter_context(claim(run))
+            claimed()
             if path.exists():
                 keep_rows(path, done)
             self._file = files.enter_context(path.open("ab"))
@@ -181,6 +187,8 @@ def claim(run: Path) -> IO[bytes]:
 
 def refuse_second(run: Path) -> None:
     """Raises the error of `claim` early: who opens the tracker claims the directory until the end."""
+    if run.exists() and not run.is_dir():
+        raise ConfigError(f"{run}: is a file; say run=ANOTHER")
     if run.exists():
         claim(run).close()
 

@@ -97,7 +97,7 @@ def run(recipes: "Sequence[Recipe]", backend: "Backend", stop: "Stop", work: "Wo
         return 0
     except StoppedError as stopped:
         if stopped.step is None:
-            for recipe in recipes if stopped.requeue else ():
+            for recipe in recipes if stopped.requeue and not work else ():
                 ask_again(recipe.run)
             peers.end_before_start(f"{recipes[0].run}: {stopped}")
         return stopped.status
@@ -106,7 +106,10 @@ def run(recipes: "Sequence[Recipe]", backend: "Backend", stop: "Stop", work: "Wo
     except RuntimeError as error:
         if not is_lost(error):
             raise
-        ask_again(recipes[0].run)  # another node may do; whoever starts it again looks whether the last start got on
+        if not work:
+            ask_again(
+                recipes[0].run
+            )  # another node may do; whoever starts it again looks whether the last start got on
         peers.end_lost(error)
     return 1
 

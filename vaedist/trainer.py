@@ -1,10 +1,9 @@
 """A run from its recipe to its last checkpoint: the loop, read top to bottom."""
 
 import hashlib
-import json
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,14 +22,14 @@ from vaedist.console import Console
 from vaedist.data import Dataset
 from vaedist.data.stream import Batch, Stream
 from vaedist.debug import DivergedError, DriftError, compare_replicas, read, refuse_nonfinite
-from vaedist.environment import environment
+from vaedist.environment import add_start, environment
 from vaedist.graph import Replayed
 from vaedist.meters import Meters, Speed, over_micros
 from vaedist.noise import fork
 from vaedist.objectives import Objective
 from vaedist.recipe import Recipe, refuse_other_run
 from vaedist.session import Session
-from vaedist.stop import REQUEUE, SAVE, STOP, Requests, Stop, StoppedError, ask_again
+from vaedist.stop import COMPLETE, REQUEUE, SAVE, STOP, Requests, Stop, StoppedError, ask_again
 from vaedist.tracker import Tracker, open_tracker, refuse_second
 from vaedist.watch import TorchError, Watch, fitting
 from vaedist.world import World
@@ -68,7 +67,9 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
         if progress.step < steps:
             console.say(f"{recipe.run}: resumed at step {progress.step}")
     refuse_disagreement(recipe, progress, data, world)
+    begin_tracking = partial(start_tracking, recipe, backend, data, checkpoints, console, progress.step)
     if progress.step >= steps:
+        on_all_ranks(world, lambda: finish(recipe.run, progress.step, begin_tracking) if backend.main else None)
         console.say(complete(recipe.run, progress.step))
         return objective
     if accumulate > 1 and objective.vae.couples_rows:
@@ -81,8 +82,8 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
         batch=batch,
         device=backend.device,
     )
-    tracker = on_all_ranks(world, lambda: start_tracking(recipe, backend, data, console, progress.step))
-    writer = Writer(checkpoints, recipe.checkpoint.required, console.say)
+    tracker = on_all_ranks(world, begin_tracking)
+    writer = Writer(checkpoints.save, recipe.checkpoint.required, console.say)
     loop(Session(
         [recipe], backend, data, objective, model, progress, meters, stream, tracker, writer, console
     ), stop)  # fmt: skip
@@ -119,7 +120,9 @@ def loop(session: Session, stop: Stop) -> None:
                 compare_replicas(step, objective, world)
             row: dict[str, Any] = {}
             if due:
-                row |= {f"train/{name}": value for name, value in meters.take_means(step).items()}
+                row |= {f"train/{name}": value for name, value in meters.means(step).items()}
+                if step % recipe.track.every == 0:  # else a run that goes on has its next row of these, too
+                    meters.clear()
                 row |= {f"train/{name}": value for name, value in backend.overflows(step).items()}
                 row |= {f"train/{name}": value for name, value in backend.gradient_norms(step).items()}
                 row |= read(step, {f"latent/{name}": value for name, value in latents.items()})
@@ -148,8 +151,7 @@ def loop(session: Session, stop: Stop) -> None:
                         data=data.digest, recipe=as_dict(recipe), weights=on_cpu(weights), moments=on_cpu(moments),
                     ))  # fmt: skip
                 speed.restart(progress.seen)
-            if asked == SAVE:
-                on_all_ranks(world, writer.wait)
+            if asked == SAVE and on_all_ranks(world, writer.wait):  # rank 0 knows, which alone removes files
                 requests.granted(SAVE)
                 console.say(f"{recipe.run}: saved at step {step}, as the file SAVE asked")
             watch.step()
@@ -172,8 +174,8 @@ def loop(session: Session, stop: Stop) -> None:
         world.everyone(None)  # launchers end all when one process has ended
         raise stopped
     for run in runs:
-        if pictures and backend.main:
-            curves.write(run)
+        if backend.main:
+            end(run, steps)
         console.say(complete(run, steps))
 
 
@@ -263,28 +265,56 @@ def refuse_disagreement(recipe: Recipe, progress: Progress, data: Dataset, world
                 )
 
 
-def start_tracking(recipe: Recipe, backend: Backend, data: Dataset, console: Console, done: int) -> Tracker:
-    """The run's tracker after `done` steps; recipe.yaml and environment.json, a list of the run's starts, beside it."""
+def start_tracking(
+    recipe: Recipe, backend: Backend, data: Dataset, checkpoints: Checkpoints, console: Console, done: int
+) -> Tracker:
+    """The run's tracker after `done` steps; recipe.yaml and environment.json, a list of the run's starts, beside it.
+
+    Raises ConfigError or CheckpointError where another process trains this run, or has since it was read.
+    """
     if not backend.main:
         return Tracker()
     where = environment(step=done, world_size=backend.world.size, device=backend.describe(), data=data.digest)
-    tracker = open_tracker(
-        recipe.track, run=recipe.run, recipe=as_dict(recipe), environment=where, done=done, announce=console.say
-    )
-    (recipe.run / REQUEUE).unlink(missing_ok=True)
-    with replacing(recipe.run / "recipe.yaml") as file:
-        file.write(dump(recipe).encode())
-    path = recipe.run / "environment.json"
-    starts = json.loads(path.read_text()) if path.exists() else []
-    with replacing(path) as file:
-        file.write(f"{json.dumps([*starts, where], indent=1)}\n".encode())
+    with ExitStack() as opened:
+        tracker = opened.enter_context(open_tracker(
+            recipe.track, run=recipe.run, recipe=as_dict(recipe), environment=where, done=done,
+            announce=console.say, claimed=lambda: checkpoints.refuse_later(done),
+        ))  # fmt: skip
+        for said in (REQUEUE, COMPLETE):
+            (recipe.run / said).unlink(missing_ok=True)
+        with replacing(recipe.run / "recipe.yaml") as file:
+            file.write(dump(recipe).encode())
+        add_start(recipe.run / "environment.json", where)
+        opened.pop_all()
     return tracker
+
+
+def finish(run: Path, step: int, begin_tracking: Callable[[], Tracker]) -> None:
+    """Of a run that has all its steps: what a process that died after the last one has not done."""
+    (run / REQUEUE).unlink(missing_ok=True)
+    if not (run / COMPLETE).exists():
+        with begin_tracking() as tracker:
+            tracker.complete(step)
+        end(run, step)
+
+
+def end(run: Path, step: int) -> None:
+    """The last files of a run, on rank 0."""
+    if drawn(run, step).exists():
+        curves.write(run)
+    (run / COMPLETE).touch()
 
 
 def complete(run: Path, step: int) -> str:
     """The last line of a run."""
-    pictures = run / "pictures" / f"step-{step:08d}"
-    return f"{run}: complete at step {step}" + (f"; pictures in {pictures}" if pictures.exists() else "")
+    return f"{run}: complete at step {step}" + (
+        f"; pictures in {drawn(run, step)}" if drawn(run, step).exists() else ""
+    )
+
+
+def drawn(run: Path, step: int) -> Path:
+    """The pictures of a step, if there are any."""
+    return run / "pictures" / f"step-{step:08d}"
 
 
 def on_all_ranks(world: World, work: Callable[[], T]) -> T:

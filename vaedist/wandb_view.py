@@ -156,7 +156,9 @@ class Wandb:
             return
         try:
             act(self._run)
-        except _failures() as error:
+        except Exception as error:  # not StoppedError, see below
+            if not isinstance(error, _failures()):
+                raise
             self._announce(f"W&B: lost ({_reason(error)}); the run goes on, metrics.jsonl has everything")
             self._leave()
 
@@ -169,7 +171,9 @@ def open_wandb(mode: str, about: About, announce: Callable[[str], None]) -> Wand
         try:
             run = _start(attempt, about)
             has = run.starting_step - 1 if attempt == "online" else _last_step_sent(about, run.id)
-        except _failures(ValueError) as error:  # of settings: WANDB_BASE_URL may be no address
+        except Exception as error:  # not StoppedError, which may come while W&B is half imported
+            if not isinstance(error, _failures(ValueError)):  # of settings: WANDB_BASE_URL may be no address
+                raise
             why = _reason(error)
             _end_process()  # it would not let go of the run's id
             continue

@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,14 @@ class Node:
     def section(self) -> "dict[str, Node]":
         """Its keys; what is no section is the name of one: `objective: betavae`."""
         return dict(self.value) if isinstance(self.value, dict) else {"name": self}
+
+    def paths(self, section: str = "") -> "Iterator[str]":
+        """The keys, by their paths, that have a value."""
+        if isinstance(self.value, dict):
+            for name, node in self.value.items():
+                yield from node.paths(join(section, name))
+        else:
+            yield section
 
     def wrong(self, key: str, why: str) -> ConfigError:
         return ConfigError(f"{self.where}: {key}={self} {why}")

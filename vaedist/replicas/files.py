@@ -3,10 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
-from vaedist.checkpoint import CheckpointError, Checkpoints, DamagedError, Snapshot, State, Writer
+from vaedist.checkpoint import CheckpointError, Checkpoints, DamagedError, Snapshot, State
 from vaedist.config import as_dict
 from vaedist.recipe import Recipe
 from vaedist.tracker import Tracker
@@ -53,40 +52,30 @@ class Trackers(Tracker):
                 every.callback(tracker.close, failed)
 
 
-class Writers(Writer):
-    """Those of all replicas as one."""
+def save_all(checkpoints: Sequence[Checkpoints], recipes: Sequence[Recipe], state: State) -> None:
+    """Every replica's part of the state as a checkpoint of its own; the newest step that all have is always kept.
 
-    def __init__(self, each: Sequence[Writer], recipes: Sequence[Recipe]) -> None:
-        self._each, self._recipes = each, [as_dict(recipe) for recipe in recipes]
-
-    def save(self, state: State) -> None:
-        for number, (writer, recipe) in enumerate(zip(self._each, self._recipes, strict=True)):
-            own = replace(
-                state,
-                recipe=recipe,
-                meters=[apart(row, number) for row in state.meters],
-                weights={name: weight[number] for name, weight in state.weights.items()},
-                moments={name: moment[number] for name, moment in state.moments.items()},
-            )
-            writer.save(own)
-
-    def look(self) -> None:
-        for writer in self._each:
-            writer.look()
-
-    def wait(self) -> None:
-        for writer in self._each:
-            writer.wait()
-
-    def close(self) -> None:
-        for writer in self._each:
-            writer.close()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        every = ExitStack()
-        for writer in self._each:
-            every.push(writer)
-        every.__exit__(kind, error, at)
+    Raises the first CheckpointError, after the others are saved.
+    """
+    saved, errors = [], []
+    for number, (each, recipe) in enumerate(zip(checkpoints, recipes, strict=True)):
+        own = replace(
+            state,
+            recipe=as_dict(recipe),
+            meters=[apart(row, number) for row in state.meters],
+            weights={name: weight[number] for name, weight in state.weights.items()},
+            moments={name: moment[number] for name, moment in state.moments.items()},
+        )
+        try:
+            each.write(own)
+            saved.append(each)
+        except CheckpointError as error:
+            errors.append(error)
+    common = set.intersection(*[each.steps() for each in checkpoints])
+    for each in saved:
+        each.prune(spare=max(common, default=None))
+    if errors:
+        raise errors[0]
 
 
 def newest_common(checkpoints: Sequence[Checkpoints], say: Callable[[str], None]) -> list[Snapshot]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from math import isqrt
 from typing import Any
 
@@ -22,12 +23,12 @@ from vaedist.noise import fork
 from vaedist.objectives import Objective
 from vaedist.recipe import Recipe, refuse_other_run
 from vaedist.replicas.backend import ReplicaBackend
-from vaedist.replicas.files import Trackers, Writers, merged, newest_common
+from vaedist.replicas.files import Trackers, merged, newest_common, save_all
 from vaedist.replicas.objective import ReplicaNoise, Replicas
 from vaedist.session import Session
 from vaedist.stop import Stop
 from vaedist.tracker import refuse_second
-from vaedist.trainer import complete, loop, start_tracking, untrained
+from vaedist.trainer import complete, finish, loop, start_tracking, untrained
 from vaedist.watch import fitting
 
 
@@ -53,8 +54,13 @@ def train_replicas(recipes: Sequence[Recipe], backend: ReplicaBackend, stop: Sto
     progress, meters = Progress(), Meters(backend.world)
     if snapshots:
         progress, meters.rows = snapshots[0].progress, merged([snapshot.meters for snapshot in snapshots])
+    begin_tracking = [
+        partial(start_tracking, recipe, backend, data, each, console, progress.step)
+        for recipe, each in zip(recipes, checkpoints, strict=True)
+    ]
     if progress.step >= steps:
-        for recipe in recipes:
+        for recipe, begin in zip(recipes, begin_tracking, strict=True):
+            finish(recipe.run, progress.step, begin)
             console.say(complete(recipe.run, progress.step))
         return
     if snapshots:
@@ -67,15 +73,13 @@ def train_replicas(recipes: Sequence[Recipe], backend: ReplicaBackend, stop: Sto
         device=backend.device,
     )
     with ExitStack() as opened:
-        trackers = [
-            opened.enter_context(start_tracking(recipe, backend, data, console, progress.step)) for recipe in recipes
-        ]
+        trackers = [opened.enter_context(begin()) for begin in begin_tracking]
         opened.pop_all()  # from here on the loop closes them
-    writers = [Writer(each, first.checkpoint.required, console.say) for each in checkpoints]
+    writer = Writer(partial(save_all, checkpoints, recipes), first.checkpoint.required, console.say)
     session = ReplicaSession(
         recipes, backend, data,
         objective,  # type: ignore[arg-type]
-        model, progress, meters, stream, Trackers(trackers), Writers(writers, recipes), console,
+        model, progress, meters, stream, Trackers(trackers), writer, console,
     )  # fmt: skip
     try:
         loop(session, stop)
