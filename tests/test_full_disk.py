@@ -76,7 +76,7 @@ def test_a_run_without_room_for_its_checkpoints_ends_or_trains_on_as_told_and_wi
 def test_a_run_directory_without_room_is_named_and_loses_no_row_that_was_written(tmp_path):
     run, written = tmp_path / "run", []
     with small_disk(run, 16):
-        files = Files(run, 0)
+        files = Files(run, 0, lambda: None)
 
         def log_for_ever() -> None:
             for step in itertools.count(1):
