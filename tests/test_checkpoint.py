@@ -125,6 +125,7 @@ def test_what_a_resumed_run_passed_over_is_not_counted_among_those_that_are_kept
     checkpoints = Checkpoints(tmp_path, keep=2)
     assert checkpoints.newest(lambda line: None).progress.step == 8
     checkpoints.refuse_later(8)
+    assert "step-00000008 is the newest checkpoint" in checkpoints._unsaved(16, OSError(errno.ENOSPC, "full"))
     save(checkpoints, 16, *trained(1))
     assert names(tmp_path) == ["step-00000008", "step-00000016"]
     with pytest.raises(CheckpointError, match=r": another process has trained this run meanwhile, to step 16; give"):

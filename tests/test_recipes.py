@@ -92,6 +92,7 @@ def test_the_run_directory_follows_from_the_command():
     assert run("train.precision=bf16") == "runs/factorvae,train.precision=bf16"
     assert run("run=elsewhere") == "elsewhere"
     assert run("objective={name: betavae, beta: 4}") == run("objective=betavae", "objective.beta=4")
+    assert run("objective={name: betavae}", "objective.beta=4") == run("objective=betavae", "objective.beta=4")
     assert run("train={steps: 9, precision: bf16}", "track={wandb: off}") == run("train.precision=bf16")
     assert run("data.shards=/some where/set") == "runs/factorvae,data.shards=_some_where_set"
     many = [f"objective.discriminator.{key}={value}" for key, value in (("width", 10), ("layers", 3), ("lr", 1e-3))]

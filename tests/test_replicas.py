@@ -122,11 +122,11 @@ def at_once(data: Path, runs: list[Path], **more: object) -> None:
     train_replicas(recipes, ReplicaBackend(recipes[0].train), Stop())
 
 
-def alone(data: Path, run: Path, number: int) -> None:
+def alone(data: Path, run: Path, number: int, **more: object) -> None:
     """Trains the one that is replica `number`."""
     items = {key: str(value).strip("[]").split(",") for key, value in SETTINGS.items()}
     own = {key: values[number % len(values)] for key, values in items.items()}
-    cases.run("factorvae", data, run, seed=number, **own)
+    cases.run("factorvae", data, run, seed=number, **own | more)
 
 
 def assert_same(run: Path, other: Path) -> None:
@@ -221,6 +221,18 @@ def test_a_step_that_all_have_stays_when_one_cannot_be_saved_or_the_process_is_k
     assert len(said) == 1
     save(8)
     assert [each.steps() for each in places] == [{8}] * 3
+
+
+def test_replicas_that_have_all_their_steps_leave_one_alone_that_went_on(data, trained, tmp_path):
+    runs = copies(trained, tmp_path)
+    for run in runs:
+        (run / "COMPLETE").unlink()
+    alone(data, runs[0], 0, train_steps=6)
+    (runs[0] / "COMPLETE").unlink()
+    before = cases.rows(runs[0])
+    at_once(data, runs)
+    assert cases.rows(runs[0]) == before
+    assert [(run / "COMPLETE").exists() for run in runs] == [False, True, True]
 
 
 def test_a_file_in_the_directory_of_one_stops_all_saved(data, tmp_path):

@@ -13,7 +13,6 @@ from attempts import Launched, lines, wait
 from launching import complaints
 
 from vaedist import stop
-from vaedist.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS: dict[str, object] = {"train_steps": 60, "checkpoint_every": 5, "evaluate_every": 1000}
@@ -144,13 +143,6 @@ def test_a_file_that_asks_again_is_heard_again(tmp_path, monkeypatch):
         requests.granted(stop.SAVE)
         assert not file.exists()
     assert requests() == 0
-
-
-def test_the_time_that_is_left_is_told_of_a_run_without_an_end(capsys):
-    console = Console(main=True)
-    console.start(10**15, 0)
-    console.row(1, {"train/loss": 1.0})
-    assert capsys.readouterr().out.startswith("step 1/1000000000000000  loss 1  ")
 
 
 def test_a_process_that_another_one_ends_finishes_the_checkpoint_it_is_writing():

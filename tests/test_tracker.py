@@ -197,6 +197,8 @@ def test_a_signal_while_wandb_is_imported_is_no_failure_of_it(
     monkeypatch.setattr(wandb_view, "_failures", half_imported)
     with pytest.raises(StoppedError):
         start(Config(), run, lines)
+    with pytest.raises(StoppedError):
+        wandb_view.Wandb(object(), None, -1, lines.append)._attempt(stopped)
     assert lines == []
 
 

@@ -23,6 +23,7 @@ from wandb_records import logged
 
 from shards.manifest import read
 from vaedist import trainer
+from vaedist.checkpoint import CheckpointError, Checkpoints
 from vaedist.config import available, dump
 from vaedist.evaluate import evaluate, recipe_of
 from vaedist.recipe import load
@@ -121,7 +122,7 @@ def test_the_same_command_again_says_that_the_run_is_complete(data, tmp_path, ca
 def test_what_a_run_that_was_killed_after_its_last_step_had_not_done_the_same_command_does(data, tmp_path, capsys):
     run, words = tmp_path / "run", ("track.wandb=offline", "evaluate.names=[samples]")
     assert main(short(data, run, *words)) == 0
-    assert (run / "COMPLETE").exists()
+    assert (run / "COMPLETE").read_text() == "4"
     before = cases.rows(run)
     for lost in ("COMPLETE", "curves.png"):
         (run / lost).unlink()
@@ -134,13 +135,19 @@ def test_what_a_run_that_was_killed_after_its_last_step_had_not_done_the_same_co
         assert {"COMPLETE", "curves.png"} <= {path.name for path in run.iterdir()}
         assert not (run / "REQUEUE").exists()
     assert cases.rows(run) == before
+    assert [start["step"] for start in json.loads((run / "environment.json").read_text())] == [0]  # nobody has trained
     (sent,) = logged(run)
     assert [row["step"] for row in sent.rows] == [row["step"] for row in before]
 
 
-def test_more_steps_go_on_from_the_last_checkpoint(data, tmp_path, capsys):
+def test_more_steps_go_on_from_the_last_checkpoint(data, tmp_path, capsys, monkeypatch):
+    mark, loop, marked = tmp_path / "a" / "COMPLETE", trainer.loop, []
+    monkeypatch.setattr(trainer, "loop", lambda *given: marked.append(mark.exists()) or loop(*given))
     assert main(short(data, tmp_path / "a")) == 0
+    assert mark.read_text() == "4"
     assert main(short(data, tmp_path / "a", "train.steps=6")) == 0
+    assert mark.read_text() == "6"
+    assert marked == [False, False]
     assert f"{tmp_path / 'a'}: resumed at step 4" in capsys.readouterr().out.splitlines()
     assert [start["step"] for start in json.loads((tmp_path / "a" / "environment.json").read_text())] == [0, 4]
     assert main(short(data, tmp_path / "b", "train.steps=6")) == 0
@@ -158,6 +165,26 @@ def test_a_log_line_that_spans_a_restart_is_the_one_of_an_uninterrupted_run(data
     )
     assert stopped.keys() == {2, 4, 6}  # a last step has a row, and the next row is nevertheless of all its steps
     assert whole == {step: stopped[step] for step in (4, 6)}
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_checkpoint_that_a_file_asks_for_is_said_to_be_there_where_it_is(full, data, tmp_path, capsys, monkeypatch):
+    run, write, asked = tmp_path / "run", Checkpoints.write, tmp_path / "run" / "SAVE"
+    run.mkdir()
+    asked.touch()
+    found = []
+
+    def refused(checkpoints, state):
+        found.append(asked.exists())
+        if full and state.progress.step < 4:
+            raise CheckpointError("full")
+        return write(checkpoints, state)
+
+    monkeypatch.setattr(Checkpoints, "write", refused)
+    assert main(short(data, run, "checkpoint.required=false", "checkpoint.every=100")) == 0
+    assert (f"{run}: saved at step 1, as the file SAVE asked" in capsys.readouterr().out) != full
+    assert found == [True, full]
+    assert not asked.exists()  # the last checkpoint is one, too
 
 
 def test_a_changed_recipe_is_not_resumed(data, tmp_path, capsys):
@@ -207,6 +234,7 @@ def test_dry_run_prints_the_resolved_recipe_and_touches_nothing(data, tmp_path, 
         (["recipe=vae", "train.batch=10", "train.accumulate=4"], "train.batch=10 does not divide"),
         (["recipe=vae", f"seed={10**23}"], "is out of range"),
         (["recipe=vae", "train.batch=1e12"], "is out of range"),
+        (["recipe=vae", "train.steps=1e15"], "is out of range"),
         (["recipe=vae", "train.timeout=4e9"], "is out of range: it must be above 0 and at most 100000000"),
         (["recipe=vae", "track.every=1e6"], "is out of range: it must be at least 1 and at most 100000"),
         (["recipe=vae", "data.cache_gb=1e300"], "is out of range"),

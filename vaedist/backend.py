@@ -43,13 +43,11 @@ STEADY = 2000  # steps without overflow after which the scale is doubled; an ove
 class Config:
     """How a run takes its steps. Batch sizes are those of all ranks together."""
 
-    steps: int = bounded(1_000_000, at_least=1)
+    steps: int = bounded(1_000_000, at_least=1, at_most=10**10)
     batch: int = bounded(64, at_least=1, at_most=2**24)  # images of an optimiser step
     accumulate: int = bounded(1, at_least=1)  # micro-batches of an optimiser step
     replicas: int = bounded(1, at_least=1)  # runs at once in this process, see `recipe.load_all`
-    timeout: float = bounded(
-        600.0, above=0, at_most=10**8
-    )  # seconds that the ranks wait in a step for one that does not answer
+    timeout: float = bounded(600.0, above=0, at_most=10**8)  # seconds that one waits for another rank in a step
     precision: Precision = "fp32"
     capture: bool = True  # a step as one CUDA graph
     tf32: bool = False  # products of float32 from inputs of 11 bits, in the tensor cores of a GPU

@@ -99,7 +99,7 @@ class Checkpoints:
     directory: Path
     keep: int
     keep_every: int | None = None
-    _passed_over: set[int] = field(default_factory=set, init=False)  # steps after the one that was read
+    passed_over: set[int] = field(default_factory=set, init=False, compare=False)  # steps after the one that was read
 
     def save(self, state: State) -> Path:
         """Writes the state after `progress.step` steps, and removes what is not to be kept; rank 0 alone calls it.
@@ -132,7 +132,7 @@ class Checkpoints:
             except OSError as error:
                 shutil.rmtree(draft, ignore_errors=True)  # others need its room
                 raise CheckpointError(self._unsaved(step, error)) from error
-        self._passed_over.discard(step)
+        self.passed_over.discard(step)
         return final
 
     def prune(self, spare: int | None = None) -> None:
@@ -151,10 +151,10 @@ class Checkpoints:
         """
         for draft in drafts(self.directory):
             warn(f"{draft}: a checkpoint that was being written when the run died; ignored")
-        candidates = newest_first(self.directory)
-        for path in candidates:
+        candidates = [step_of(path) for path in newest_first(self.directory)]
+        for step in candidates:
             try:
-                return self.at(step_of(path))
+                return self.at(step, candidates)
             except DamagedError as error:
                 warn(f"{error}; trying the one before it")
         if candidates:
@@ -165,7 +165,7 @@ class Checkpoints:
 
     def steps(self) -> set[int]:
         """The steps of all that have the name of a checkpoint, but of those that were passed over."""
-        return set(map(step_of, newest_first(self.directory))) - self._passed_over
+        return set(map(step_of, newest_first(self.directory))) - self.passed_over
 
     def refuse_later(self, step: int) -> None:
         """Raises CheckpointError where there is a later step than the one that was read: rows follow that one."""
@@ -175,16 +175,19 @@ class Checkpoints:
                 "same command again to go on from there"
             )
 
-    def at(self, step: int) -> Snapshot:
-        """The checkpoint of a step, from which the run goes on: later ones are passed over. Raises DamagedError."""
+    def at(self, step: int, known: Iterable[int]) -> Snapshot:
+        """The checkpoint of a step, from which the run goes on: later ones of `known` are passed over.
+
+        Raises DamagedError.
+        """
         snapshot = _read(self.directory / f"step-{step:08d}")
-        self._passed_over.update(other for other in self.steps() if other > step)
+        self.passed_over.clear()
+        self.passed_over.update(other for other in known if other > step)
         return snapshot
 
     def _unsaved(self, step: int, error: OSError) -> str:
-        whole = next(
-            (f"{path.name} is the newest checkpoint" for path in newest_first(self.directory)), "no other is there yet"
-        )
+        newest = max(self.steps(), default=None)
+        whole = "no other is there yet" if newest is None else f"step-{newest:08d} is the newest checkpoint"
         reason = f"{error.filename or self.directory}: {error.strerror}: step {step} is not saved, {whole}"
         return f"{reason}; {ADVICE.get(error.errno or 0, 'put that right')}"
 

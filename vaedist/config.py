@@ -136,10 +136,14 @@ class Replica:
         return node.value[self.number]
 
 
-def said(command: Command) -> list[str]:
-    """The keys to which the words give a value, sorted as words are, in which a name follows its section's keys."""
-    keys = [words.from_words([word]).paths() for word in sorted(command.overrides)]
-    return [key for own in keys for key in sorted(own, key=lambda key: f"{key.removesuffix('.name')}=")]
+def keys_said(command: Command) -> list[str]:
+    """The keys to which the words give a value, sorted as the words that give each its own are."""
+    order = {}
+    for word in command.overrides:
+        for key in words.from_words([word]).paths():
+            own = word.startswith(f"{key}=")  # in a section, `name` is what `objective=betavae` gives
+            order[key] = f"{key if own else key.removesuffix('.name')}="
+    return sorted(order, key=order.__getitem__)
 
 
 def read(schema: type[T], command: Command, replica: Replica | None = None) -> T:

@@ -10,7 +10,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-LONGEST = 1e10  # seconds, three centuries, that are told as such
 LOGS = "VAEDIST_LOGS"  # a directory in which every rank but the first has a log of its own: see `log_apart`
 
 
@@ -60,8 +59,7 @@ class Console:
                 self.say(f"step {step}: {' '.join(held_out)}")
         else:
             elapsed = time.monotonic() - self._since
-            seconds = elapsed / max(step - self._done, 1) * (self._steps - step)
-            left = timedelta(seconds=round(min(seconds, LONGEST)))
+            left = timedelta(seconds=round(elapsed / max(step - self._done, 1) * (self._steps - step)))
             self.say(f"step {step}/{self._steps}  {'  '.join(filter(None, [*terms, *held_out, speed]))}  {left} left")
 
     def close(self) -> None:

@@ -89,8 +89,7 @@ def recipe_of(run: str, words: Sequence[str]) -> list[str]:
     names = said.get("evaluate.names")
     unset = [] if names is None else [f"{key}=null" for key, name in SETTINGS.items() if name not in names]
     kept = [word for word in (*WHOLE, *unset) if word.partition("=")[0] not in said]
-    place = Path(run) if Path(run).parts else Path.cwd()  # `.` has none
-    return [f"recipe={place}/recipe.yaml", f"run={place}", *kept, *words]
+    return [f"recipe={Path(run)}/recipe.yaml", f"run={Path(run)}", *kept, *words]
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ from vaedist.config import (
     component,
     differences,
     flatten,
+    keys_said,
     leaves,
     parse,
     read,
-    said,
 )
 from vaedist.data import Config as Data
 from vaedist.debug import Config as Debug
@@ -38,7 +38,7 @@ RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     run: Path = Path()  # the run directory; empty: `default_run`
-    seed: int = bounded(0, at_least=-(2**62), at_most=2**62)
+    seed: int = bounded(0, at_least=-(2**63), at_most=2**63 - 2**20)  # int64, also of the last replica
     data: Data = field(default_factory=Data)
     model: Any = component("vaedist.models", default="conv64")
     objective: Any = component("vaedist.objectives", default="vae")
@@ -97,7 +97,7 @@ def named(command: Command, recipe: Recipe) -> Recipe:
     """The recipe with a run directory."""
     if recipe.run != Path():
         return recipe
-    return replace(recipe, run=Path.cwd() if "run" in said(command) else default_run(command, recipe))  # run=.
+    return replace(recipe, run=Path.cwd() if "run" in keys_said(command) else default_run(command, recipe))  # run=.
 
 
 def _refuse_unlike(recipes: Sequence[Recipe]) -> None:
@@ -132,7 +132,7 @@ _NAMED = ("data.shards", "data.draw", "train.precision", "train.tf32")
 def default_run(command: Command, recipe: Recipe) -> Path:
     """runs/NAME and what was overridden, so that the same command, or a longer one, finds the same run again."""
     values, words = flatten(as_dict(recipe)), []
-    for key in said(command):
+    for key in keys_said(command):
         if key.startswith(_NAMED) or not key.startswith(_FREE):
             leaf = key if key in values else f"{key}.name"  # objective=betavae
             words.append(re.sub(r"[^\w.=+-]+", "_", f"{leaf}={values[leaf]}"))

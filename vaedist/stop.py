@@ -95,7 +95,7 @@ class Requests:
         """The file has had its effect: it is removed, which tells the person so."""
         for run in self._runs:
             (run / FILES[number]).unlink(missing_ok=True)
-        self._told = self._told and number != SAVE  # the next one is another
+        self._told = False  # the next file is another one
 
 
 def ask_again(run: Path) -> None:

@@ -49,7 +49,7 @@ class Tracker:
 
     def pictures(self, pictures: Mapping[str, Picture], step: int, seen: int) -> None:
         """Pictures by name, uint8 [H, W, 3], or [frames, H, W, 3] of an animation; the row of the step comes later."""
-        if self._files:
+        if self._files and pictures:
             write_pictures(self._files.pictures(step), pictures)
             if self._view:
                 self._view.pictures(self._files.pictures(step), step, seen)

@@ -106,10 +106,8 @@ def run(recipes: "Sequence[Recipe]", backend: "Backend", stop: "Stop", work: "Wo
     except RuntimeError as error:
         if not is_lost(error):
             raise
-        if not work:
-            ask_again(
-                recipes[0].run
-            )  # another node may do; whoever starts it again looks whether the last start got on
+        if not work:  # another node may do; whoever starts it again looks whether the last start got on
+            ask_again(recipes[0].run)
         peers.end_lost(error)
     return 1
 

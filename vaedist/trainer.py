@@ -69,7 +69,8 @@ def train(recipe: Recipe, backend: Backend, stop: Stop) -> Objective:
     refuse_disagreement(recipe, progress, data, world)
     begin_tracking = partial(start_tracking, recipe, backend, data, checkpoints, console, progress.step)
     if progress.step >= steps:
-        on_all_ranks(world, lambda: finish(recipe.run, progress.step, begin_tracking) if backend.main else None)
+        rest = partial(finish, recipe, progress.step, checkpoints, begin_tracking)
+        on_all_ranks(world, lambda: rest() if backend.main else None)
         console.say(complete(recipe.run, progress.step))
         return objective
     if accumulate > 1 and objective.vae.couples_rows:
@@ -282,17 +283,20 @@ def start_tracking(
         ))  # fmt: skip
         for said in (REQUEUE, COMPLETE):
             (recipe.run / said).unlink(missing_ok=True)
-        with replacing(recipe.run / "recipe.yaml") as file:
-            file.write(dump(recipe).encode())
-        add_start(recipe.run / "environment.json", where)
+        if done < recipe.train.steps:  # both are of who has trained
+            with replacing(recipe.run / "recipe.yaml") as file:
+                file.write(dump(recipe).encode())
+            add_start(recipe.run / "environment.json", where)
         opened.pop_all()
     return tracker
 
 
-def finish(run: Path, step: int, begin_tracking: Callable[[], Tracker]) -> None:
+def finish(recipe: Recipe, step: int, checkpoints: Checkpoints, begin_tracking: Callable[[], Tracker]) -> None:
     """Of a run that has all its steps: what a process that died after the last one has not done."""
+    run, last = recipe.run, step == recipe.train.steps and not checkpoints.passed_over  # else it has later rows
     (run / REQUEUE).unlink(missing_ok=True)
-    if not (run / COMPLETE).exists():
+    mark = run / COMPLETE
+    if last and not (mark.exists() and mark.read_text() == str(step)):
         with begin_tracking() as tracker:
             tracker.complete(step)
         end(run, step)
@@ -302,14 +306,13 @@ def end(run: Path, step: int) -> None:
     """The last files of a run, on rank 0."""
     if drawn(run, step).exists():
         curves.write(run)
-    (run / COMPLETE).touch()
+    (run / COMPLETE).write_text(str(step))  # another process may go on by now, with more steps
 
 
 def complete(run: Path, step: int) -> str:
     """The last line of a run."""
-    return f"{run}: complete at step {step}" + (
-        f"; pictures in {drawn(run, step)}" if drawn(run, step).exists() else ""
-    )
+    pictures = drawn(run, step)
+    return f"{run}: complete at step {step}" + (f"; pictures in {pictures}" if pictures.exists() else "")
 
 
 def drawn(run: Path, step: int) -> Path:

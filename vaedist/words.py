@@ -46,7 +46,7 @@ class Node:
         """Its keys; what is no section is the name of one: `objective: betavae`."""
         return dict(self.value) if isinstance(self.value, dict) else {"name": self}
 
-    def paths(self, section: str = "") -> "Iterator[str]":
+    def paths(self, section: str = "") -> Iterator[str]:
         """The keys, by their paths, that have a value."""
         if isinstance(self.value, dict):
             for name, node in self.value.items():

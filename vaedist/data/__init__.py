@@ -35,9 +35,7 @@ class Config:
     store: Kind = "auto"  # decode once into the device or per node, or at every access
     window: int | None = bounded(None, at_least=1)  # shards among which a `tar` store shuffles; null: all
     cache: Path = CACHE  # fetched shards and decoded images, on a disk of the node
-    cache_gb: float | None = bounded(
-        None, above=0, at_most=10**9
-    )  # 10^9 bytes that fetched shards may take; null: all they need
+    cache_gb: float | None = bounded(None, above=0, at_most=10**9)  # 10^9 bytes for fetched shards; null: all they need
     pipe: bool = False  # run the `pipe:` commands that the manifest names
     draw: int = bounded(0, at_least=0)  # `shards` is that many drawn faces, drawn at their first use
     instead_of: str | None = None  # digest of the set that the run was begun with, to go on with this one knowingly

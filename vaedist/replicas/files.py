@@ -86,7 +86,7 @@ def newest_common(checkpoints: Sequence[Checkpoints], say: Callable[[str], None]
     steps = [each.steps() for each in checkpoints]
     for step in sorted(set.intersection(*steps), reverse=True):
         try:
-            found = [each.at(step) for each in checkpoints]
+            found = [each.at(step, own) for each, own in zip(checkpoints, steps, strict=True)]
         except DamagedError as error:
             say(f"{error}; trying the step before it that all replicas have")
             continue

@@ -59,8 +59,8 @@ def train_replicas(recipes: Sequence[Recipe], backend: ReplicaBackend, stop: Sto
         for recipe, each in zip(recipes, checkpoints, strict=True)
     ]
     if progress.step >= steps:
-        for recipe, begin in zip(recipes, begin_tracking, strict=True):
-            finish(recipe.run, progress.step, begin)
+        for recipe, each, begin in zip(recipes, checkpoints, begin_tracking, strict=True):
+            finish(recipe, progress.step, each, begin)
             console.say(complete(recipe.run, progress.step))
         return
     if snapshots:
