@@ -218,6 +218,7 @@ def test_curves_are_of_training_and_held_out_terms_and_of_their_sum():
     assert with_points.shape == without.shape
     assert not np.array_equal(with_points, without)
     assert np.array_equal(with_points, curves.draw(rows, "run"))
+    assert not np.array_equal(with_points, curves.draw(rows, "$5_{ and $9"))  # no formula
 
 
 @pytest.fixture(scope="module")

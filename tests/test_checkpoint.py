@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from vaedist import checkpoint
 from vaedist.backend import Backend, Config, on_cpu
 from vaedist.checkpoint import CheckpointError, Checkpoints, Progress, Snapshot, State, Writer
 from vaedist.checkpoint_commands import main as command
@@ -130,6 +131,19 @@ def test_what_a_resumed_run_passed_over_is_not_counted_among_those_that_are_kept
     assert names(tmp_path) == ["step-00000008", "step-00000016"]
     with pytest.raises(CheckpointError, match=r": another process has trained this run meanwhile, to step 16; give"):
         checkpoints.refuse_later(8)
+
+
+def test_who_reads_while_a_run_goes_on_finds_the_next_one_where_one_is_removed(tmp_path, monkeypatch):
+    save(Checkpoints(tmp_path, keep=1), 1, *trained(1))
+    read = checkpoint._read
+
+    def too_late(path: Path) -> Snapshot:
+        monkeypatch.undo()
+        save(Checkpoints(tmp_path, keep=1), 2, *trained(1))
+        return read(path)
+
+    monkeypatch.setattr(checkpoint, "_read", too_late)
+    assert Checkpoints(tmp_path, keep=1).newest(lambda line: None).progress.step == 2
 
 
 def test_no_checkpoint_is_a_fresh_start(tmp_path):

@@ -70,6 +70,16 @@ def test_pictures_are_in_the_page_at_the_steps_that_the_runs_share(runs):
     assert last["pictures"][0]["source"].startswith("data:image/gif;base64,")
 
 
+def test_a_picture_without_content_takes_no_room_from_the_others(runs, monkeypatch):
+    def shown() -> int:
+        return sum(bool(one["source"]) for name in album(runs) for view in name["views"] for one in view["pictures"])
+
+    before = shown()
+    own = runs[0].pictures["samples"]
+    monkeypatch.setitem(own, 20, own[20]._replace(read=lambda: b""))  # the last step that all have
+    assert shown() == before - 1
+
+
 def test_pictures_beyond_the_limit_are_left_out_the_earlier_steps_first(runs, monkeypatch):
     sizes = [len(own[max(own)].read()) for run in runs for own in run.pictures.values()]
     monkeypatch.setattr(page_module, "BYTES", sum(sizes))

@@ -14,6 +14,8 @@ def test_a_run_is_found_while_a_process_has_its_metrics_open(tmp_path):
     with (tmp_path / "metrics.jsonl").open("ab"):
         assert tmp_path in health.open_runs()
     assert tmp_path not in health.open_runs()
+    with (tmp_path / "metrics.jsonl").open("rb"):  # by a reader
+        assert tmp_path not in health.open_runs()
 
 
 @pytest.mark.parametrize(
@@ -23,7 +25,7 @@ def test_a_run_that_writes_no_more_rows_is_not_healthy(minutes, words, status, t
     written = time.time() - 60 * minutes
     (tmp_path / "metrics.jsonl").touch()
     os.utime(tmp_path / "metrics.jsonl", (written, written))
-    monkeypatch.setattr(health, "open_runs", lambda: {tmp_path})
+    monkeypatch.setattr(health, "open_runs", lambda: {tmp_path, tmp_path / "in another container"})
     assert health.main(words) == status
     assert f"{tmp_path}: the last row was written {60 * minutes} s ago" in capsys.readouterr().out
 

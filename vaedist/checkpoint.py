@@ -157,6 +157,8 @@ class Checkpoints:
                 return self.at(step, candidates)
             except DamagedError as error:
                 warn(f"{error}; trying the one before it")
+        if candidates != [step_of(path) for path in newest_first(self.directory)]:
+            return self.newest(warn)  # a run that goes on has removed what was being read
         if candidates:
             raise CheckpointError(
                 f"{self.directory}: no checkpoint is whole; move the run directory away to start anew"

@@ -1,6 +1,7 @@
 """python -m vaedist.health    exit status 1 if a run of this machine or container writes no rows any more"""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -19,20 +20,25 @@ def open_runs() -> set[Path]:
 
 
 def open_files() -> Iterator[Path]:
+    """Those that some process writes; `tail -f` does not."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended, or is another user's
             for descriptor in (process / "fd").iterdir():
                 with suppress(FileNotFoundError):  # it is closed by now
-                    yield descriptor.readlink()
+                    flags = (process / "fdinfo" / descriptor.name).read_text().partition("flags:")[2].split()[0]
+                    if int(flags, 8) & os.O_ACCMODE != os.O_RDONLY:
+                        yield descriptor.readlink()
 
 
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m vaedist.health", description=__doc__)
     parser.add_argument("--minutes", type=float, default=MINUTES, help=f"without a row that are too many ({MINUTES:g})")
     patience = 60 * parser.parse_args(words).minutes
-    silent = {run: time.time() - (run / "metrics.jsonl").stat().st_mtime for run in open_runs()}
-    for run, seconds in silent.items():
-        print(f"{run}: the last row was written {seconds:.0f} s ago")
+    silent = {}
+    for run in open_runs():
+        with suppress(OSError):  # of a container that this one does not see into
+            silent[run] = time.time() - (run / "metrics.jsonl").stat().st_mtime
+            print(f"{run}: the last row was written {silent[run]:.0f} s ago")
     if not silent:
         print("no process here has come to its first step, or has rank 0")
     return int(any(seconds > patience for seconds in silent.values()))

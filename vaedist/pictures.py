@@ -76,7 +76,7 @@ def panels(caption: str, count: int, *, size: tuple[float, float], down: bool = 
 
     shape = (count, 1) if down else (1, count)
     figure = Figure(figsize=(size[0] * shape[1], size[1] * shape[0] + 0.3), dpi=DPI, layout="constrained")
-    figure.suptitle(caption, fontsize=9, color=INK, x=0.01, ha="left")
+    figure.suptitle(caption, fontsize=9, color=INK, x=0.01, ha="left", parse_math=False)  # a run may have any name
     axes = list(np.ravel(figure.subplots(*shape)))
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)

@@ -105,7 +105,7 @@ def rank(runs: list[str], words: list[str], backend: Backend) -> None:
 
 
 if __name__ == "__main__":
-    runs = [word for word in sys.argv[1:] if not is_setting(word)]
+    runs = list({Path(word).resolve(): word for word in sys.argv[1:] if not is_setting(word)}.values())  # each once
     if len(runs) < 2:
         sys.exit("usage: accelerate launch -m vaedist.udr RUN RUN [RUN ...] [key.path=value ...]")
     words = ["evaluate.names=[]", *(word for word in sys.argv[1:] if is_setting(word))]  # none of them is run

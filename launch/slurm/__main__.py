@@ -25,8 +25,8 @@ def main(arguments: Sequence[str]) -> int:
     """The exit status; what is wrong is one line on stderr."""
     try:
         if arguments and arguments[0] in FOLLOWING:
-            _follow(arguments)
-        elif arguments and arguments[0] == "check":
+            return _follow(arguments)
+        if arguments and arguments[0] == "check":
             _check(arguments[1:])
         else:
             _submit(arguments)
@@ -36,7 +36,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _follow(arguments: Sequence[str]) -> None:
+def _follow(arguments: Sequence[str]) -> int:
+    """The exit status; of several runs one that cannot be stopped keeps no other from it."""
     parser = argparse.ArgumentParser(prog="python -m launch.slurm")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in FOLLOWING.items():
@@ -45,10 +46,16 @@ def _follow(arguments: Sequence[str]) -> None:
         if name == "logs":
             command.add_argument("-f", "--follow", action="store_true", help="go on as it grows")
     asked = parser.parse_args(arguments)
+    if asked.command == "logs":
+        jobs.logs(asked.runs[0], asked.follow)
+    act, failed = jobs.status if asked.command == "status" else jobs.stop, 0
     for run in asked.runs:
-        if asked.command == "logs":
-            jobs.logs(run, asked.follow)
-        print(jobs.status(run) if asked.command == "status" else jobs.stop(run))
+        try:
+            print(act(run))
+        except (ConfigError, OSError) as error:
+            print(f"vaedist: {error}", file=sys.stderr)
+            failed = 1
+    return failed
 
 
 def _check(arguments: Sequence[str]) -> None:
@@ -97,6 +104,8 @@ def _submit(arguments: Sequence[str]) -> None:
     words = [*shared, *(word for word in others if not word.startswith("-"))]
     if not words:
         parser.error("say what to train: recipe=NAME")
+    if asked.nodes < 1 or asked.gpus < 0:
+        raise ConfigError(f"command line: --nodes {asked.nodes} --gpus {asked.gpus}: 1 and 0 are the least")
     if not os.access("run", os.X_OK) and "VAEDIST" not in os.environ:
         raise ConfigError(f"{Path.cwd()}: the job would find no ./run here: cd {SCRIPTS.parents[1]}")
 
@@ -125,17 +134,19 @@ def _submit(arguments: Sequence[str]) -> None:
         _say(jobs.when(options, script, given))
         return
     place.mkdir(parents=True, exist_ok=True)
-    submitted = jobs.submit(options, script, given)
+    submitted, waited_for = jobs.submit(options, script, given), dict[Path, str]()
     for task, (first, recipes) in enumerate(zip(runs, tasks, strict=True)):
         name = f"{submitted}_{task}" if array else submitted
         log = Path(str(pattern).replace("%A_%a", name).replace("%j", name))
         _say(f"{first}: job {name}, log {log}")
         for run in [recipe.run for recipe in recipes]:
+            waited_for[run] = name
             Job(name, log).write(run)
-            if asked.evaluate:
-                then = [f"--dependency=afterok:{name}", f"--output={run.absolute()}/evaluate-%j.log", *own]
-                after = jobs.submit(then, SCRIPTS / "evaluate.sbatch", [str(run)])
-                _say(f"{run}: evaluated by job {after}")
+    gpu = ["--gpus-per-node=1"] if asked.gpus else []
+    for run, name in waited_for.items() if asked.evaluate else ():  # when all jobs of the training are written down
+        then = [f"--dependency=afterok:{name}", f"--output={run.absolute()}/evaluate-%j.log", *gpu, *own]
+        after = jobs.submit(then, SCRIPTS / "evaluate.sbatch", [str(run)])
+        _say(f"{run}: evaluated by job {after}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """What SLURM and the run directory know of a run together, without accounting: most small clusters have none."""
 
-import json
 import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shards.files import replacing
+from vaedist import rows
 from vaedist.checkpoint import newest_first, step_of
 from vaedist.stop import FILES, REQUEUE, STOP
 from vaedist.words import ConfigError, Node, from_file
@@ -34,7 +35,8 @@ class Job:
 
     def write(self, run: Path) -> None:
         run.mkdir(parents=True, exist_ok=True)
-        (run / JOB).write_text(f"{self.number}\n{self.log}\n")
+        with replacing(run / JOB) as file:
+            file.write(f"{self.number}\n{self.log}\n".encode())
 
     def fields(self) -> dict[str, str]:
         """What SLURM says of it; nothing once it has forgotten it, some minutes after its end."""
@@ -83,7 +85,7 @@ def _steps(run: Path) -> int | None:
 def _last_step(metrics: Path) -> int:
     lines = metrics.read_bytes().splitlines(keepends=True) if metrics.exists() else []
     whole = [line for line in lines[-2:] if line.endswith(b"\n")]
-    return json.loads(whole[-1])["step"] if whole else 0
+    return int(rows.parsed(whole[-1], f"{metrics}:{len(lines)}")["step"]) if whole else 0
 
 
 def logs(run: Path, follow: bool) -> None:

@@ -57,8 +57,13 @@ def gather(words: Sequence[str], stack: ExitStack) -> tuple[list[Run], bool]:
     runs: dict[Path | str, Run] = {}
     whole, elsewhere = True, []
     for word in words:
-        paths = expand(word)
-        if online.is_name(word) and not any(path.exists() for path in paths):
+        try:
+            paths = expand(word)
+            named = online.is_name(word) and not any(path.exists() for path in paths)
+        except OSError as error:
+            whole = complain(error)
+            continue
+        if named:
             elsewhere.append(word)
             continue
         for path in paths:

@@ -56,7 +56,7 @@ def album(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 for run, (step, picture) in pictures.items():
                     content = picture.read() if room else b""
                     fits = 0 < len(content) <= room
-                    room -= len(content) if fits else room  # once full it stays full
+                    room -= min(len(content), room)  # once full it stays full
                     shown.append({"run": run, "step": step, "source": _embedded(picture, content) if fits else None})
                 if any(one["source"] for one in shown):
                     found[name].insert(0, {"title": title, "pictures": shown})

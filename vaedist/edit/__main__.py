@@ -182,7 +182,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("words", nargs="+", metavar="ATTRIBUTE", help="or key.path=value")
     parser.add_argument("--images", metavar="N,N,...", help=f"held-out images to show; the first {FACES} if not given")
-    told = parser.parse_args(arguments)
+    told = parser.parse_intermixed_args(arguments)
     names = [word for word in told.words if not is_setting(word)]
     words = [word for word in told.words if is_setting(word)]
     try:
