@@ -125,7 +125,7 @@ class Checkpoints:
                 draft.mkdir()
                 _write(draft, state)
                 for path in newest_first(self.directory):
-                    if step_of(path) >= step:  # passed over when the run was resumed before it
+                    if step_of(path) >= step:  # of what was passed over
                         _remove(path)
                 draft.rename(final)
                 sync_directory(self.directory)
@@ -136,7 +136,7 @@ class Checkpoints:
         return final
 
     def prune(self, spare: int | None = None) -> None:
-        """Removes what is not to be kept, a step to `spare` is; and what was passed over, which is of no use."""
+        """Removes what is not to be kept, as a step to `spare` is; and what was passed over, which is of no use."""
         steps = sorted(self.steps(), reverse=True)
         stay = {*steps[: self.keep], spare} | {step for step in steps if self.keep_every and not step % self.keep_every}
         for path in newest_first(self.directory):

@@ -48,7 +48,8 @@ def _follow(arguments: Sequence[str]) -> int:
     asked = parser.parse_args(arguments)
     if asked.command == "logs":
         jobs.logs(asked.runs[0], asked.follow)
-    act, failed = jobs.status if asked.command == "status" else jobs.stop, 0
+        return 0
+    act, failed = {"status": jobs.status, "stop": jobs.stop}[asked.command], 0
     for run in asked.runs:
         try:
             print(act(run))
